@@ -1,0 +1,34 @@
+"""The kinds of weight files and the folders in which this ecosystem keeps them: one table, read top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One config group of weight files."""
+
+    group: str
+    """The config group, singular: `lora=style_a`."""
+    folders: tuple[str, ...]
+    """Folder names, in lower case, that hold it; the first is ours, the rest are other programs'."""
+
+
+KINDS: tuple[Kind, ...] = (
+    # group          ours                 ComfyUI, A1111, Forge, SD.Next
+    Kind("checkpoint", ("checkpoints", "stable-diffusion", "diffusion_models", "unet", "diffusers")),
+    Kind("lora", ("loras", "lora", "lycoris")),
+    Kind("vae", ("vae",)),
+    Kind("text_encoder", ("text_encoders", "clip", "text_encoder", "text-encoder")),
+    Kind("controlnet", ("controlnet", "controlnets", "t2i_adapter")),
+    Kind("embedding", ("embeddings",)),
+    Kind("hypernetwork", ("hypernetworks",)),
+    Kind("ip_adapter", ("ipadapter", "ip_adapter", "ip-adapter")),
+    Kind("upscaler", ("upscale_models", "esrgan", "realesrgan", "swinir", "dat", "ldsr")),
+)
+
+GROUPS: dict[str, Kind] = {kind.group: kind for kind in KINDS}
+
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"})
+"""Names that may be weight files. What a file really is, its first bytes tell."""
