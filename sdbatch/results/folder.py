@@ -1,0 +1,148 @@
+"""A sweep folder: the names in it are an interface, users script against them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdbatch.errors import FolderError
+from sdbatch.results.disk import TEMPORARY, explained, is_stray, sync_folders, write_file
+from sdbatch.results.lock import LOCK, holding
+
+FLAT_LIMIT = 10_000
+"""Plans of up to this many cells keep all images in one folder; larger ones fan out by the first digits of the id."""
+PAIR_LIMIT = FLAT_LIMIT * 256
+"""Above this many cells the fan-out takes four digits in place of two."""
+
+_NAMES = frozenset({"plan.parquet", "images", "rows", "grid.png", "grid.html", "config.yaml", "sweep.json", "log.txt", "claims", LOCK})
+_PART = re.compile(r"part-\d{6,}-\d{5,}\.parquet")
+_IMAGE_ID = re.compile(r"[0-9a-f]{8,64}")
+_FORMAT = "sdbatch sweep"
+
+
+class SweepFolder:
+    """The folder of one sweep. Making this object touches nothing on disk."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.plan = self.path / "plan.parquet"
+        self.images = self.path / "images"
+        self.rows = self.path / "rows"
+        self.grid_png = self.path / "grid.png"
+        self.grid_html = self.path / "grid.html"
+        self.config = self.path / "config.yaml"
+        self.about = self.path / "sweep.json"
+        self.log = self.path / "log.txt"
+        self.claims = self.path / "claims"
+        """Who works on which shard; only there while the sweep runs."""
+
+    def __repr__(self) -> str:
+        return f"SweepFolder({str(self.path)!r})"
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether a sweep was begun here."""
+        return self.about.is_file() or self.plan.is_file()
+
+    def image_path(self, image_id: str, plan_size: int) -> str:
+        """Where the image of an id belongs, relative to the folder and with `/`; `plan_size` in cells.
+
+        A sweep that grows past a limit keeps its earlier images where their rows say they are.
+        """
+        assert _IMAGE_ID.fullmatch(image_id), image_id
+        if plan_size <= FLAT_LIMIT:
+            return f"images/{image_id}.png"
+        digits = 2 if plan_size <= PAIR_LIMIT else 4
+        return f"images/{image_id[:digits]}/{image_id}.png"
+
+    def part(self, shard: int, block: int) -> Path:
+        """The Parquet part that commits a block."""
+        return self.rows / f"part-{shard:06d}-{block:05d}.parquet"
+
+    def parts(self) -> list[Path]:
+        """All committed parts, in the order of shard and block."""
+        if not self.rows.is_dir():
+            return []
+        with explained("cannot read", self.rows):
+            return sorted((path for path in self.rows.iterdir() if _PART.fullmatch(path.name)), key=_place)
+
+    def next_block(self, shard: int) -> int:
+        """The first number above all committed blocks of a shard: where a resumed shard goes on."""
+        return max((block for found, block in map(_place, self.parts()) if found == shard), default=-1) + 1
+
+    def create(self) -> None:
+        """Make the folder, or take up the sweep that is there.
+
+        Raises: FolderError when it cannot be made or holds files that are not a sweep's. Nothing foreign is touched.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"out={self.path}: a file of that name is in the way. Choose another folder.")
+        with explained("cannot make", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._refuse_foreign()
+        if not self.about.exists():
+            self.write_about({})
+        for folder in (self.images, self.rows):
+            with explained("cannot make", folder):
+                folder.mkdir(exist_ok=True)
+        sync_folders([self.path, self.path.absolute().parent])
+
+    def read_about(self) -> dict[str, Any]:
+        """What `sweep.json` says; empty when there is none."""
+        try:
+            found = json.loads(self.about.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{self.about}: cannot be read ({error}). Delete it to have it written again.") from error
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+            raise FolderError(f"{self.about}: not written by sdbatch. Choose another folder with out=.")
+        return found
+
+    def write_about(self, facts: dict[str, Any]) -> None:
+        """Replace `sweep.json` by these facts, whole or not at all."""
+        text = json.dumps({"format": _FORMAT, **facts}, indent=2, sort_keys=True, ensure_ascii=False)
+        write_file(self.about, (text + "\n").encode())
+
+    @contextmanager
+    def lock(self) -> Generator[None]:
+        """Hold the folder as its only driver.
+
+        Raises: FolderError naming the other driver, when there is one. A dead driver's lock is free.
+        """
+        with holding(self.path / LOCK):
+            yield
+
+    def remove_strays(self) -> int:
+        """Remove the temporary files that dead processes of ours left, and return how many. Foreign files stay."""
+        folders = [self.path, self.rows, self.images]
+        if self.images.is_dir():
+            folders += [entry for entry in self.images.iterdir() if entry.is_dir()]
+        strays = [path for folder in folders if folder.is_dir() for path in folder.glob(f"{TEMPORARY}*") if is_stray(path.name)]
+        for path in strays:
+            path.unlink(missing_ok=True)
+        return len(strays)
+
+    def _refuse_foreign(self) -> None:
+        if self.is_sweep:
+            self.read_about()
+            return
+        with explained("cannot read", self.path):
+            entries = sorted(self.path.iterdir())
+        # A crash while making the folder leaves some of our names, but nothing inside images/ and rows/ yet.
+        foreign = [entry for entry in entries if entry.name not in _NAMES and not entry.name.startswith(TEMPORARY)]
+        foreign += [entry for folder in (self.images, self.rows) if folder.is_dir() for entry in folder.iterdir()]
+        if foreign:
+            names = ", ".join(str(entry.relative_to(self.path)) for entry in foreign[:3])
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise FolderError(f"out={self.path}: holds files that are not a sweep's ({names}{more}). Choose another or an empty folder.")
+
+
+def _place(part: Path) -> tuple[int, int]:
+    """Shard and block of a part. Not the order of names: numbers may outgrow their padding."""
+    _, shard, block = part.stem.split("-")
+    return int(shard), int(block)
