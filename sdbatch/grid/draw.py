@@ -1,0 +1,86 @@
+"""Draw a comparison as labelled pages: pure functions from rows, axes and a way to load an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pyarrow as pa
+from PIL import Image
+
+from sdbatch.grid.axes import Axes
+from sdbatch.grid.entry import Entry, Value, label, read_entries
+from sdbatch.grid.layout import Style, cut_blocks, fill_pages, measure
+from sdbatch.grid.page import Page
+from sdbatch.grid.tile import draw_absent, fit_image
+
+Loader = Callable[[Entry], Image.Image | None]
+"""The image of an entry, or None when it is not on this machine."""
+
+Place = tuple[Value, Value, Value]
+"""The values of x, y and z at one cell; None for an axis that is not used."""
+
+FALLBACK_SIZE = (512, 512)
+"""Shape of the cells when no row knows its size."""
+
+
+def draw_grid(table: pa.Table, axes: Axes, load: Loader, style: Style | None = None, title: str = "") -> list[Image.Image]:
+    """The pages of a comparison; one, unless it is larger than `style.max_page_px`.
+
+    Cells without an image are hatched and say `missing`, or `failed:` with the reason.
+    """
+    return draw_entries(read_entries(table), axes, load, style or Style(), title)
+
+
+def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Style, title: str) -> list[Image.Image]:
+    """As `draw_grid`, from entries that were read before."""
+    placed = place_entries(entries, axes)
+    measures = measure(axes, _largest_size(placed.values()), style)
+    pages = fill_pages(cut_blocks(axes, style, measures), style, measures)
+    summary = summarize(placed, len(entries), axes)
+
+    def tile(x: Value, y: Value, z: Value) -> Image.Image:
+        entry = placed.get((x, y, z))
+        image = load(entry) if entry is not None and not entry.failed else None
+        return draw_absent(entry, measures) if image is None else fit_image(image, measures, style)
+
+    def caption(x: Value, y: Value, z: Value) -> list[str]:
+        entry = placed.get((x, y, z))
+        return [f"{key} {label(entry.values.get(key))}" for key in style.captions] if entry else []
+
+    page = Page(axes, measures, tile, caption)
+    return [page.draw(blocks, _number(title, number, len(pages)), summary) for number, blocks in enumerate(pages, start=1)]
+
+
+def place_entries(entries: Iterable[Entry], axes: Axes) -> dict[Place, Entry]:
+    """Which entry stands where. Of several the first good one; held parameters admit only their first value."""
+    placed: dict[Place, Entry] = {}
+    for entry in entries:
+        if any(entry.values.get(axis.key) != axis.values[0] for axis in axes.held):
+            continue
+        x, y, z = (entry.values.get(axis.key) if axis else None for axis in (axes.x, axes.y, axes.z))
+        known = placed.get((x, y, z))
+        if known is None or (known.failed and not entry.failed):
+            placed[x, y, z] = entry
+    return placed
+
+
+def summarize(placed: Mapping[Place, Entry], total: int, axes: Axes) -> str:
+    """One line of what is there and what is not: `60 images, 2 failed, 2 missing`."""
+    failed = sum(entry.failed for entry in placed.values())
+    shown, places = len(placed) - failed, math.prod(len(axis.values) for axis in axes.used)
+    parts = [f"{shown} image" if shown == 1 else f"{shown} images"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{places - len(placed)} missing"] if places > len(placed) else []
+    return ", ".join(parts) + (f", out of {total} in all" if total > len(placed) else "")
+
+
+def _largest_size(entries: Iterable[Entry]) -> tuple[int, int]:
+    """Largest width and height among the images, in pixels."""
+    sizes = [(entry.values.get("width"), entry.values.get("height")) for entry in entries]
+    known = [(width, height) for width, height in sizes if isinstance(width, int) and isinstance(height, int)]
+    return (max(width for width, _ in known), max(height for _, height in known)) if known else FALLBACK_SIZE
+
+
+def _number(title: str, number: int, count: int) -> str:
+    return title if count == 1 else f"{title} (page {number} of {count})".strip()

@@ -1,0 +1,100 @@
+"""What a grid needs to know of one image: its parameters by the names users type, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+
+from sdbatch.results.row import axes_of
+from sdbatch.results.schema import OK
+
+Value = str | int | float | bool | None
+"""A parameter as a grid compares it; lists are written as `a + b`."""
+
+PARAMETERS = (
+    "prompt",
+    "negative_prompt",
+    "family",
+    "checkpoint",
+    "vae",
+    "sampler",
+    "steps",
+    "guidance_scale",
+    "clip_skip",
+    "width",
+    "height",
+    "seed",
+)
+"""Columns of a row that are parameters of the image, in the order in which footers and pages show them."""
+
+NEEDED_COLUMNS = ("image_id", "axes", "loras", "status", "error", "image", *PARAMETERS)
+"""What to read of the rows; the others are not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image of a comparison, made or not."""
+
+    image_id: str
+    values: Mapping[str, Value]
+    """Parameter by key path, such as `lora.style_a.weight`; the declared axes and the columns of the row."""
+    axes: tuple[str, ...] = ()
+    """The keys that the sweep declared as its axes."""
+    failed: bool = False
+    error: str = ""
+    """Why it failed; empty for a good image."""
+    image: str = ""
+    """Path of the image relative to its sweep folder."""
+
+
+def read_entries(table: pa.Table) -> list[Entry]:
+    """Rows as entries, in the rows' order. Columns that the table lacks are left out."""
+    wanted = [name for name in NEEDED_COLUMNS if name in table.column_names]
+    rows = cast(list[dict[str, Any]], table.select(wanted).to_pylist())
+    return [_to_entry(row) for row in rows]
+
+
+def _to_entry(row: Mapping[str, Any]) -> Entry:
+    declared = {key: to_value(value) for key, value in axes_of(row).items()}
+    values: dict[str, Value] = {name: to_value(row[name]) for name in PARAMETERS if row.get(name) is not None}
+    for lora in row.get("loras") or ():
+        values[f"lora.{lora['name']}.weight"] = to_value(lora["weight"])
+        values[f"lora.{lora['name']}.text_encoder_weight"] = to_value(lora["text_encoder_weight"])
+    values.update(declared)
+    failed = row["status"] != OK
+    reason = str(row.get("error") or row["status"]) if failed else ""
+    return Entry(str(row["image_id"]), values, tuple(declared), failed, reason, str(row.get("image") or ""))
+
+
+def to_value(raw: Any) -> Value:
+    """A JSON value as a grid compares it: a list of names becomes `a + b`, an empty one `none`."""
+    match raw:
+        case None | bool() | int() | str():
+            return raw
+        case float():
+            # float32 columns come back as 0.30000001192092896
+            return float(f"{raw:.6g}")
+        case list() | tuple():
+            parts = [label(to_value(part)) for part in cast(list[Any], raw)]
+            return " + ".join(parts) if parts else "none"
+        case _:
+            return json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def label(value: Value) -> str:
+    """A value as people read it: `0.5`, `7`, `none`."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case "":
+            return "(empty)"
+        case _:
+            return str(value)
