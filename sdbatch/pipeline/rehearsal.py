@@ -1,0 +1,99 @@
+"""Test patterns in place of images: the same contract without weights, torch or a GPU.
+
+To try a job, a cluster or a crash at full size in seconds. A picture depends on the cell's `image_id` and size alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sdbatch.cell import Cell, Picture, Recipe
+from sdbatch.pipeline.engine import OnStep
+
+_BLOCKS = 4
+
+
+def draw_pattern(image_id: str, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """A gradient under 4 x 4 tinted blocks, both chosen by the hash of `image_id`: [height, width, 3]."""
+    digest = hashlib.shake_128(image_id.encode()).digest(3 * (_BLOCKS * _BLOCKS + 1))
+    colours = np.frombuffer(digest, dtype=np.uint8).reshape(-1, 3).astype(np.float32)
+    blocks = colours[1:].reshape(_BLOCKS, _BLOCKS, 3)
+    rows = np.arange(height) * _BLOCKS // max(height, 1)
+    columns = np.arange(width) * _BLOCKS // max(width, 1)
+    ramp = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None, None] * np.linspace(1.0, 0.2, width, dtype=np.float32)[None, :, None]
+    return (0.5 * blocks[rows][:, columns] + 0.5 * ramp * colours[0]).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalBatch:
+    """A batch of patterns; nothing is left to do but to draw them."""
+
+    cells: tuple[Cell, ...]
+    facts: dict[str, object]
+    fault_on: frozenset[str]
+
+    def finish(self) -> list[Picture]:
+        """The patterns, in the order of the cells."""
+        pictures: list[Picture] = []
+        for slot, cell in enumerate(self.cells):
+            fault = "flat" if cell.image_id in self.fault_on else None
+            pixels = draw_pattern(cell.image_id, cell.width, cell.height)
+            pictures.append(Picture(cell, np.zeros_like(pixels) if fault else pixels, fault, {**self.facts, "batch_slot": slot}))
+        return pictures
+
+
+class RehearsalEngine:
+    """An engine that draws test patterns, as fast as asked.
+
+    Args:
+        device: Recorded in the facts, used for nothing.
+        threads: Recorded in the facts, used for nothing.
+        images_per_s: How fast to pretend to be; 0 is as fast as it goes.
+        fault_on: Image ids to hand back as `flat`.
+    """
+
+    def __init__(
+        self, device: str = "cpu", threads: int | None = None, *, images_per_s: float = 0.0, fault_on: frozenset[str] = frozenset()
+    ) -> None:
+        self.device = device
+        self.threads = threads
+        self.images_per_s = images_per_s
+        self.fault_on = fault_on
+        self.recipe: Recipe | None = None
+
+    def prepare(self, recipe: Recipe) -> None:
+        """Remember the recipe; no file is opened."""
+        self.recipe = recipe
+
+    def auto_batch_size(self, cell: Cell) -> int:
+        """Always 8."""
+        del cell
+        return 8
+
+    def start(self, cells: Sequence[Cell], on_step: OnStep) -> RehearsalBatch:
+        """Count the steps, at the asked speed."""
+        steps = max(cell.steps for cell in cells)
+        pause_s = len(cells) / self.images_per_s / steps if self.images_per_s else 0.0
+        for step in range(steps):
+            if pause_s:
+                time.sleep(pause_s)
+            on_step(step + 1, steps)
+        facts: dict[str, object] = {
+            "batch_size": len(cells),
+            "device": self.device,
+            "dtype": "none",
+            "threads": self.threads or 1,
+            "encode_s": 0.0,
+            "denoise_s": pause_s * steps,
+            "decode_s": 0.0,
+            "retried_fp32": False,
+            "applied_keys": {},
+            "versions": {},
+        }
+        return RehearsalBatch(tuple(cells), facts, self.fault_on)
