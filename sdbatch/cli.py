@@ -1,0 +1,60 @@
+"""The command line: find the verb, hand over, turn errors into one clear message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sdbatch import __version__
+from sdbatch.errors import SdbatchError, did_you_mean
+
+VERBS = {
+    "run": "make the images of a configuration (the default verb)",
+    "plan": "show what a run would make, load and cost, and every fault in it",
+    "resume": "go on with a sweep that was stopped",
+    "status": "how far a sweep is, and what failed",
+    "grid": "draw a comparison grid from MLflow or from a sweep folder",
+    "track": "send a sweep's rows to MLflow",
+    "export": "write a sweep as a Parquet or WebDataset dataset",
+    "models": "list the weight files that are options",
+    "inspect": "tell what a weight file is",
+    "replay": "make an image again from its PNG",
+    "verify": "check a sweep's images against its rows",
+    "worker": "run as one worker of a sweep (started by launchers)",
+}
+"""Verb -> what it does. Each is a module of sdbatch.verbs with `main(arguments) -> exit code`, imported when called."""
+
+REFUSED = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb. Returns the exit code: 0 done, 1 finished with failures, 2 refused, 130 or 143 stopped by a signal."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verb, rest = split_verb(given)
+    try:
+        if verb is None:
+            raise SdbatchError(f"{given[0]}: there is no such verb. {did_you_mean(given[0], VERBS)} Keys are given as key=value.")
+        module = import_module(f"sdbatch.verbs.{verb}")
+        return int(module.main(rest))
+    except SdbatchError as error:
+        sys.stderr.write(f"sdbatch: {error}\n")
+        return REFUSED
+    except KeyboardInterrupt:
+        sys.stderr.write("sdbatch: stopped.\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has left; what it took is all it wanted.
+        sys.stderr.close()
+        return 0
+
+
+def split_verb(given: list[str]) -> tuple[str | None, list[str]]:
+    """The verb and its arguments: `run` when the first word is an option or key=value; None for a word that is neither."""
+    if given[:1] == ["--version"]:
+        sys.stdout.write(f"sdbatch {__version__}\n")
+        raise SystemExit(0)
+    if not given or given[0].startswith("-") or "=" in given[0] or given[0][:1] in ("+", "~"):
+        return "run", given
+    return (given[0], given[1:]) if given[0] in VERBS else (None, given)

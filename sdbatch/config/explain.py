@@ -1,0 +1,59 @@
+"""Turn Hydra's and OmegaConf's errors into one clear sentence with the nearest valid names."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from hydra.errors import MissingConfigException, OverrideParseException
+
+from sdbatch.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from sdbatch.config.compose import Composer
+
+KEY = re.compile(r"full_key: (\S+)")
+
+
+def explain(error: Exception, composer: Composer) -> str:
+    """One message: what was asked, what was found, what to do."""
+    cause = error.__cause__ if error.__cause__ is not None else error
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_option(text, composer)
+    if isinstance(error, OverrideParseException):
+        override = error.override
+        return f"{override}: not in Hydra's override grammar. Quote text with commas, brackets or colons twice: '{_quoted(override)}'."
+    if match := re.search(r"Could not override '(.+?)'", text):
+        return _unknown_key(match[1], composer)
+    if "Could not find" in text or "No match in the defaults list" in text:
+        return text.splitlines()[0]
+    if match := KEY.search(str(cause)):
+        return f"{match[1]}: {str(cause).splitlines()[0]}"
+    return "\n".join(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line)
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f'{key}="{value}"'
+
+
+def _missing_option(text: str, composer: Composer) -> str:
+    if match := re.search(r"Could not find '(.+?)'", text):
+        group, _, option = match[1].rpartition("/")
+        if group and composer.is_group(group):
+            return f"{group}={option}: there is no such {group}. {did_you_mean(option, composer.options(group))}"
+        return f"{match[1]}: no such option or configuration. Groups: {', '.join(composer.groups())}."
+    if match := re.search(r"Cannot find primary config '(.+?)'", text):
+        return f"-cn {match[1]}: no such configuration. Jobs are found in the folder given by -cd."
+    return text.splitlines()[0]
+
+
+def _unknown_key(key: str, composer: Composer) -> str:
+    """Compose without the bad override to know what is there."""
+    from sdbatch.errors import ConfigError
+
+    try:
+        return composer.compose([]).unknown(key)
+    except ConfigError:
+        return f"{key}: there is no such key."

@@ -1,0 +1,307 @@
+"""What a user may write: every key with its type, unit and neutral value.
+
+Mutable dataclasses, because OmegaConf merges overrides into them; the plan has its own frozen words (`sdbatch.cell`).
+Hydra stores the root as `schema`, so each YAML and each override is checked on merge. `IDENTITY` metadata says which keys
+decide the image: a key marked False never changes an `image_id`.
+"""
+
+import builtins
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, get_type_hints
+
+from omegaconf import MISSING
+
+
+class Preprocessor(Enum):
+    """What is done to a control image before the ControlNet sees it."""
+
+    none = "none"
+    canny = "canny"
+
+
+class Dtype(Enum):
+    """Number format of the weights in memory."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class Prediction(Enum):
+    """What the network was trained to predict."""
+
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+
+
+class OnOom(Enum):
+    """What to do when a batch does not fit: halve it (and record it), or fail its cells."""
+
+    halve = "halve"
+    fail = "fail"
+
+
+class Format(Enum):
+    """How a finished sweep is exported beside its images."""
+
+    files = "files"
+    parquet = "parquet"
+    webdataset = "webdataset"
+
+
+class Tracker(Enum):
+    """Where rows are projected to."""
+
+    mlflow = "mlflow"
+    none = "none"
+
+
+class Template(Enum):
+    """How a prompt line is read: as it is, or as a dynamicprompts template with all of its variants."""
+
+    none = "none"
+    all = "all"
+
+
+class Engine(Enum):
+    """What makes the images: diffusers, or test patterns to rehearse a job without weights or a GPU."""
+
+    diffusers = "diffusers"
+    rehearsal = "rehearsal"
+
+
+def beside(default: Any) -> Any:
+    """A field that says how or where, not what: it does not change the image, so it is not part of its identity."""
+    if callable(default):
+        return field(default_factory=default, metadata={"identity": False})
+    return field(default=default, metadata={"identity": False})
+
+
+@dataclass
+class FamilyConf:
+    """An architecture whose parts fit together."""
+
+    name: str = "sd1"
+    """A name of the family table: how prompts are encoded and images denoised."""
+    config: str = MISSING
+    """Folder of the weightless configs and the tokenizer, or the name of one that ships with sdbatch."""
+
+
+@dataclass
+class ModelConf:
+    """A preset: family, base checkpoint and its good defaults."""
+
+    name: str = beside("")
+
+
+@dataclass
+class CheckpointConf:
+    """The base weights."""
+
+    file: str = MISSING
+    """An option name, a file name in `models/checkpoints`, or a path."""
+    prediction_type: Prediction | None = None
+    """Unset: what the family's config says."""
+
+
+@dataclass
+class VaeConf:
+    """The autoencoder."""
+
+    file: str | None = None
+    """Unset: the one baked into the checkpoint."""
+
+
+@dataclass
+class LoraConf:
+    """One adapter of the stack."""
+
+    file: str = MISSING
+    weight: float = 1.0
+    """Strength on the denoising network; 0 is none, 1 as trained."""
+    text_encoder_weight: float | None = None
+    """Strength on the text encoder; unset: as `weight`."""
+    trigger: str | None = beside(None)
+    """The words it was trained with: a note for people, nothing is added to the prompt."""
+
+
+@dataclass
+class EmbeddingConf:
+    """One textual-inversion embedding; its name in the prompt calls it."""
+
+    file: str = MISSING
+
+
+@dataclass
+class ControlNetConf:
+    """One ControlNet of the stack."""
+
+    file: str = MISSING
+    image: str = MISSING
+    """The control image, or the picture to preprocess."""
+    preprocessor: Preprocessor = Preprocessor.none
+    weight: float = 1.0
+    start: float = 0.0
+    """Share of the steps at which it begins."""
+    end: float = 1.0
+    """Share of the steps at which it ends."""
+
+
+@dataclass
+class SamplerConf:
+    """A sampler by the name users know."""
+
+    name: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+    """More options of its diffusers scheduler class."""
+
+
+@dataclass
+class TaskConf:
+    """What is made."""
+
+    name: str = "txt2img"
+
+
+@dataclass
+class MemoryConf:
+    """Devices and number formats."""
+
+    device: str = beside("auto")
+    """`auto` (every CUDA device, or the CPU), `cpu`, `cuda`, or a list such as `cuda:0,cuda:2`."""
+    dtype: Dtype = Dtype.auto
+    threads: int | None = beside(None)
+    """CPU threads a worker; unset: all cores shared evenly."""
+    on_oom: OnOom = beside(OnOom.halve)
+
+
+@dataclass
+class OutputConf:
+    """What a finished sweep leaves behind."""
+
+    format: Format = beside(Format.files)
+    """`files`: PNG and rows; `parquet` or `webdataset`: an export of both as well, in `export/`."""
+    grid: bool = beside(True)
+    """Draw a comparison grid at the end of a sweep of up to `grid_limit` images."""
+    grid_limit: int = beside(400)
+
+
+@dataclass
+class TrackingConf:
+    """The projection into MLflow."""
+
+    backend: Tracker = beside(Tracker.mlflow)
+    uri: str | None = beside(None)
+    """Unset: an SQLite file `mlflow.db` in `paths.outputs`. Any MLflow tracking URI works."""
+    experiment: str = beside("sdbatch")
+
+
+@dataclass
+class PromptsConf:
+    """A source of prompts: one axis with a value per prompt."""
+
+    file: str | None = None
+    """Text (one prompt a line), CSV, JSONL or Parquet (columns named as config keys)."""
+    text: list[str] = field(default_factory=builtins.list)
+    """Prompts written in place."""
+    template: Template = Template.none
+    """`all`: expand `{a|b}` and `__wildcard__` by the dynamicprompts library."""
+    wildcards: str | None = None
+    """Folder of wildcard files."""
+
+
+@dataclass
+class MatrixConf:
+    """Axes in YAML, multiplied with each other and with the sweep of the command line."""
+
+    product: dict[str, Any] = field(default_factory=dict)
+    """Key path to its values: a list, or a Hydra sweep such as `range(0,64)`."""
+    zip: dict[str, Any] = field(default_factory=dict)
+    """Key paths whose lists advance together."""
+    list: builtins.list[dict[str, Any]] = field(default_factory=builtins.list)
+    """Explicit points: each item sets its keys together."""
+    exclude: builtins.list[dict[str, Any]] = field(default_factory=builtins.list)
+    """Cells whose keys equal all of an item are left out."""
+    prompts: PromptsConf = field(default_factory=PromptsConf)
+    draws: int | None = None
+    """N random points of the whole matrix in place of all of it; `interval(a,b)` needs it."""
+    draw_seed: int = 0
+    """Seed of the draws: the same seed draws the same points."""
+
+
+@dataclass
+class PathsConf:
+    """Where files are."""
+
+    models: list[str] = field(default_factory=lambda: ["models"])
+    """Model folders, first match wins; A1111 and ComfyUI roots work. What ships with sdbatch comes last."""
+    outputs: str = "outputs"
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    model: ModelConf = beside(ModelConf)
+    family: FamilyConf = field(default_factory=FamilyConf)
+    checkpoint: CheckpointConf = field(default_factory=CheckpointConf)
+    vae: VaeConf = field(default_factory=VaeConf)
+    lora: dict[str, LoraConf] = field(default_factory=dict)
+    embedding: dict[str, EmbeddingConf] = field(default_factory=dict)
+    controlnet: dict[str, ControlNetConf] = field(default_factory=dict)
+    sampler: SamplerConf = field(default_factory=SamplerConf)
+    task: TaskConf = field(default_factory=TaskConf)
+    memory: MemoryConf = field(default_factory=MemoryConf)
+    output: OutputConf = beside(OutputConf)
+    tracking: TrackingConf = beside(TrackingConf)
+    matrix: MatrixConf = beside(MatrixConf)
+    paths: PathsConf = beside(PathsConf)
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    """Below 2**32: torch's CPU generator ignores the higher bits."""
+    steps: int = 20
+    guidance_scale: float = 7.0
+    """Classifier-free guidance; 1 is none."""
+    width: int = 512
+    """In pixels, a multiple of 8."""
+    height: int = 512
+    """In pixels, a multiple of 8."""
+    clip_skip: int = 1
+    """A1111's counting: 1 is the last layer of the text encoder."""
+    batch_size: int | str = beside("auto")
+    """Images denoised together, or `auto`."""
+    name: str | None = beside(None)
+    """Name of the sweep; unset: the job's name, or the model's."""
+    out: str | None = beside(None)
+    """The sweep's folder; unset: `outputs/<name>_<hash of what is fixed and which keys vary>`."""
+    engine: Engine = Engine.diffusers
+
+
+STACKS = ("lora", "embedding", "controlnet")
+"""Groups that hold an ordered set of items keyed by name."""
+
+FILE_GROUPS = ("checkpoint", "vae", *STACKS)
+"""Groups whose options are files of the models folder."""
+
+
+def identity_defaults(node: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Key path -> neutral value of every plain key that decides the image; stack items as `lora.*.weight`."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(node)
+    for item in fields(node):
+        if item.metadata.get("identity", True) is False:
+            continue
+        path = f"{prefix}{item.name}"
+        hint = hints[item.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            found.update(identity_defaults(hint, f"{path}."))
+        elif item.name in STACKS:
+            found.update(identity_defaults(hint.__args__[1], f"{path}.*."))
+        else:
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            found[path] = default.value if isinstance(default, Enum) else default
+    return found

@@ -1,0 +1,64 @@
+"""Where options come from: the packaged `conf/`, the user's `./conf`, and every weight file in the models folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from sdbatch.config.schema import FILE_GROUPS, STACKS, Config
+from sdbatch.families.samplers import SAMPLERS
+from sdbatch.weights.catalog import Catalog, embedded_root
+
+PROVIDER = "sdbatch"
+PACKAGED = "pkg://sdbatch.conf"
+
+
+class WorkspaceConf(SearchPathPlugin):
+    """Puts `./conf` of the working directory before the packaged groups, so that users add and shadow options."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Prepend the folder when there is one."""
+        folder = Path.cwd() / "conf"
+        if folder.is_dir():
+            # Not as_uri(): Hydra does not decode %20.
+            search_path.prepend(provider="workspace", path=f"file://{folder}", anchor="main")
+
+
+def models_roots(overrides: Sequence[str], config_files: Sequence[Path]) -> list[Path]:
+    """The models folders, which must be known before composition because their files are options.
+
+    From `paths.models` of the command line, else of the first of `config_files` that has it, else `./models`.
+    """
+    asked: Any = None
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "paths.models":
+            asked = yaml.safe_load(value)
+    for file in config_files:
+        if asked is None and file.is_file():
+            document: Any = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            asked = (document.get("paths") or {}).get("models")
+    names: list[str] = [asked] if isinstance(asked, str) else list(asked or ["models"])
+    return [Path(name).expanduser() for name in names]
+
+
+def register_options(roots: Sequence[Path]) -> Catalog:
+    """Make the schema, every sampler and every weight file an option. YAML files of the same name win over these."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config, provider=PROVIDER)
+    for name in SAMPLERS:
+        store.store(group="sampler", name=name, node={"name": name}, provider=PROVIDER)
+    catalog = Catalog([*roots, embedded_root()])
+    for group in FILE_GROUPS:
+        for name in catalog.options(group):
+            package = f"{group}.{name}" if group in STACKS else group
+            store.store(group=group, name=name, node={"file": name}, package=package, provider=PROVIDER)
+    Plugins.instance().register(WorkspaceConf)
+    return catalog

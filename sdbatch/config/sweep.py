@@ -1,0 +1,174 @@
+"""The sweep of the command line and the `matrix` of YAML become axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, ValueType
+from hydra.types import RunMode
+
+from sdbatch.config.compose import LITERAL_KEYS, Composer, Composition
+from sdbatch.config.source import prompt_axis
+from sdbatch.errors import ConfigError
+from sdbatch.plan.axis import Axis, Draws, Interval, Space
+
+
+@dataclass
+class Request:
+    """A command line, sorted: what is fixed, what is swept, what is taken literally."""
+
+    fixed: list[str] = field(default_factory=list[str])
+    """Overrides for Hydra's composition."""
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Fixed values of stack items, checked against each composed stack."""
+    literals: dict[str, str] = field(default_factory=dict[str, str])
+    """Prompts, which never pass through OmegaConf."""
+    axes: list[Axis] = field(default_factory=list[Axis])
+    intervals: list[Interval] = field(default_factory=list[Interval])
+
+
+def read_request(composer: Composer, overrides: Sequence[str], mode: RunMode) -> Request:
+    """Sort the overrides of a command line. Raises ConfigError.
+
+    Without -m a prompt is data, commas and brackets included; with -m it is Hydra's sweep grammar, as every other key.
+    """
+    request = Request()
+    parsed: list[str] = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if mode == RunMode.RUN and key in LITERAL_KEYS and value[:1] not in ("'", '"'):
+            request.literals[key] = value
+        else:
+            parsed.append(text)
+    for override in composer.parse(parsed):
+        _sort(composer, request, override, mode)
+    return request
+
+
+def _sort(composer: Composer, request: Request, override: Override, mode: RunMode) -> None:
+    key = override.key_or_group
+    if override.is_sweep_override():
+        if mode == RunMode.RUN and not key.startswith("hydra"):
+            raise ConfigError(f"{override.input_line}: this sweeps {key}. Add -m to run a sweep, or quote the value.")
+        _add_sweep(composer, request, override)
+    elif key in LITERAL_KEYS and not override.is_delete():
+        value: Any = override.value()
+        request.literals[key] = value if isinstance(value, str) else override.get_value_string()
+    elif key.count(".") >= 2 and key.partition(".")[0] in ("lora", "embedding", "controlnet") and not override.is_add():
+        request.values[key] = override.value()
+    else:
+        request.fixed.append(str(override.input_line))
+
+
+def _add_sweep(composer: Composer, request: Request, override: Override) -> None:
+    key = override.get_key_element()
+    sweep: Any = override.value()
+    if override.value_type == ValueType.INTERVAL_SWEEP:
+        interval = cast(IntervalSweep, sweep)
+        request.intervals.append(Interval(key, float(cast(float, interval.start)), float(cast(float, interval.end))))
+        return
+    structural = composer.is_group(key) or key.startswith(("+", "~"))
+    if structural or isinstance(sweep, Glob):
+        request.axes.append(Axis.single(key, [str(text) for text in override.sweep_string_iterator()]))
+    else:
+        request.axes.append(Axis.single(key, sweep_values(override)))
+
+
+def sweep_values(override: Override) -> Sequence[Any]:
+    """The values of a discrete sweep, in order. Integer ranges stay ranges: a million seeds cost nothing."""
+    sweep: Any = override.value()
+    if isinstance(sweep, RangeSweep) and not sweep.shuffle:
+        start, stop, step = sweep.start, sweep.stop, sweep.step
+        if all(isinstance(number, int) for number in (start, stop, step)):
+            return range(cast(int, start), cast(int, stop), cast(int, step))
+    return [_plain(value) for value in override.sweep_iterator()]
+
+
+def _plain(value: Any) -> Any:
+    """A parsed element without Hydra's quoting."""
+    return getattr(value, "text", value)
+
+
+def read_space(composer: Composer, request: Request, base: Composition) -> tuple[Space, list[dict[str, Any]]]:
+    """All axes (command line, hydra.sweeper.params, matrix) and the excluded points. Raises ConfigError."""
+    matrix = cast(dict[str, Any], base.plain["matrix"])
+    axes = _without_replaced(_sweeper_axes(composer, base), request.axes) + list(request.axes)
+    intervals = list(request.intervals)
+    for key, values in cast(dict[str, Any], matrix["product"]).items():
+        axis = _matrix_axis(composer, f"matrix.product.{key}", key, values)
+        if isinstance(axis, Interval):
+            intervals.append(axis)
+        else:
+            axes.append(axis)
+    if matrix["zip"]:
+        axes.append(_zip_axis(composer, cast(dict[str, Any], matrix["zip"])))
+    if matrix["list"]:
+        axes.append(Axis.points([_group_strings(composer, item) for item in cast(list[dict[str, Any]], matrix["list"])]))
+    if (prompts := prompt_axis(cast(dict[str, Any], matrix["prompts"]))) is not None:
+        axes.append(prompts)
+    for axis in axes:
+        if not len(axis):
+            raise ConfigError(f"{', '.join(axis.keys)}: this axis has no values, so there is nothing to make.")
+    _refuse_double(axes, intervals)
+    draws = Draws(int(matrix["draws"]), int(matrix["draw_seed"])) if matrix["draws"] is not None else None
+    return Space(tuple(axes), tuple(intervals), draws), cast(list[dict[str, Any]], matrix["exclude"])
+
+
+def _sweeper_axes(composer: Composer, base: Composition) -> list[Axis]:
+    """`hydra.sweeper.params`, Hydra's own way to write a sweep in YAML."""
+    params = cast(dict[str, Any], (base.hydra.get("sweeper") or {}).get("params") or {})
+    request = Request()
+    for override in composer.parse([f"{key}={value}" for key, value in params.items()]):
+        _add_sweep(composer, request, override) if override.is_sweep_override() else request.axes.append(
+            Axis.single(override.get_key_element(), [override.value()])
+        )
+    return request.axes
+
+
+def _without_replaced(axes: list[Axis], newer: Sequence[Axis]) -> list[Axis]:
+    keys = {key for axis in newer for key in axis.keys}
+    return [axis for axis in axes if not keys.intersection(axis.keys)]
+
+
+def _matrix_axis(composer: Composer, where: str, key: str, values: Any) -> Axis | Interval:
+    if isinstance(values, str):
+        override = composer.parse([f"{key}={values}"])[0]
+        if not override.is_sweep_override():
+            raise ConfigError(f"{where}: {values!r} is one value. Give a list, or a sweep such as range(0,64).")
+        request = Request()
+        _add_sweep(composer, request, override)
+        return request.intervals[0] if request.intervals else request.axes[0]
+    if not isinstance(values, list):
+        raise ConfigError(f"{where}: give a list of values, or a sweep such as range(0,64); found {values!r}.")
+    return Axis.points([_group_strings(composer, {key: value}) for value in cast(list[Any], values)])
+
+
+def _zip_axis(composer: Composer, columns: Mapping[str, Any]) -> Axis:
+    axes = [_matrix_axis(composer, f"matrix.zip.{key}", key, values) for key, values in columns.items()]
+    lists = [axis for axis in axes if isinstance(axis, Axis)]
+    lengths = {key: len(axis) for key, axis in zip(columns, lists, strict=False)}
+    if len(lists) < len(axes) or len(set(lengths.values())) > 1:
+        found = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise ConfigError(f"matrix.zip: all lists must have one length; {found}.")
+    return Axis(tuple(axis.keys[0] for axis in lists), tuple(axis.columns[0] for axis in lists))
+
+
+def _group_strings(composer: Composer, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Group choices as Hydra writes them (`[a,b]`); values as they are."""
+    return {key: _choice(value) if composer.is_group(key) else value for key, value in point.items()}
+
+
+def _choice(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(str(item) for item in cast(list[Any], value))}]"
+    return "null" if value is None else str(value)
+
+
+def _refuse_double(axes: Sequence[Axis], intervals: Sequence[Interval]) -> None:
+    seen: set[str] = set()
+    for key in [key for axis in axes for key in axis.keys] + [interval.key for interval in intervals]:
+        if key in seen:
+            raise ConfigError(f"{key} is swept twice. Sweep it on the command line or in matrix, once.")
+        seen.add(key)

@@ -1,0 +1,114 @@
+"""One configuration becomes a recipe and a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+from sdbatch.cell import Cell, Control, Recipe, Sampler, Strength, WeightFile
+from sdbatch.families.samplers import SAMPLERS
+from sdbatch.plan.identity import canonical, leaves
+from sdbatch.plan.tree import Tree, get, overlay
+
+RECIPE_LEAVES = (
+    "engine",
+    "family.name",
+    "family.config",
+    "checkpoint.file",
+    "checkpoint.prediction_type",
+    "vae.file",
+    "lora.*.file",
+    "embedding.*.file",
+    "controlnet.*.file",
+    "memory.dtype",
+)
+"""Keys that decide which weights are in memory; all others are the cell's."""
+
+
+class Files(Protocol):
+    """Looks up files by name (`sdbatch.plan.files.FileBook`, or a plan's own record of them)."""
+
+    def weight(self, group: str, asked: str) -> WeightFile:
+        """A weight file."""
+        ...
+
+    def image(self, asked: str) -> WeightFile:
+        """An input picture."""
+        ...
+
+    def config(self, asked: str) -> WeightFile:
+        """A folder of weightless configs."""
+        ...
+
+
+def recipe_of(config: Tree, files: Files) -> Recipe:
+    """The recipe of a configuration."""
+    vae = get(config, "vae.file")
+    return Recipe(
+        family=config["family"]["name"],
+        config=files.config(config["family"]["config"]).path,
+        checkpoint=files.weight("checkpoint", config["checkpoint"]["file"]),
+        vae=files.weight("vae", vae) if vae is not None else None,
+        loras=_stack(config, "lora", files),
+        embeddings=_stack(config, "embedding", files),
+        controlnets=_stack(config, "controlnet", files),
+        prediction_type=get(config, "checkpoint.prediction_type"),
+        dtype=get(config, "memory.dtype", "auto"),
+        engine=get(config, "engine", "diffusers"),
+    )
+
+
+def _stack(config: Tree, group: str, files: Files) -> tuple[WeightFile, ...]:
+    """The files of a stack under the names of its items: the name is what prompts, rows and infotext say."""
+    items = cast(dict[str, Tree], get(config, group) or {})
+    found = [(name, files.weight(group, item["file"])) for name, item in items.items()]
+    return tuple(WeightFile(name, file.path, file.sha256) for name, file in found)
+
+
+def cell_of(config: Tree, recipe: Recipe, files: Files, image_id: str, axes: tuple[tuple[str, Any], ...] = ()) -> Cell:
+    """The cell of a configuration."""
+    loras = cast(dict[str, Tree], get(config, "lora") or {}).values()
+    return Cell(
+        image_id=image_id,
+        recipe=recipe,
+        prompt=config["prompt"],
+        negative_prompt=config["negative_prompt"],
+        seed=config["seed"],
+        sampler=sampler_of(config["sampler"]),
+        steps=config["steps"],
+        guidance_scale=config["guidance_scale"],
+        width=config["width"],
+        height=config["height"],
+        clip_skip=config["clip_skip"],
+        strengths=tuple(_strength(item) for item in loras),
+        controls=tuple(_control(item, files) for item in cast(dict[str, Tree], get(config, "controlnet") or {}).values()),
+        axes=axes,
+        config=canonical(config),
+    )
+
+
+def sampler_of(conf: Mapping[str, Any]) -> Sampler:
+    """The sampler of a table name, with the user's further options."""
+    known = SAMPLERS[conf["name"]]
+    if not conf.get("options"):
+        return known
+    options = dict(known.options) | conf["options"]
+    return Sampler(known.name, known.label, known.schedule, known.scheduler, tuple(sorted(options.items())))
+
+
+def _strength(item: Tree) -> Strength:
+    weight = item["weight"]
+    text = item.get("text_encoder_weight")
+    return Strength(weight, weight if text is None else text)
+
+
+def _control(item: Tree, files: Files) -> Control:
+    image = files.image(item["image"])
+    return Control(image.path, image.sha256, item.get("preprocessor") or "none", item["weight"], item["start"], item["end"])
+
+
+def prune(config: Tree, defaults: Mapping[str, Any]) -> Tree:
+    """The part of a configuration that decides the image: what rows, PNG and replay carry."""
+    values = {key: get(config, key) for key, _, _ in leaves(config, defaults)}
+    empty: Tree = {stack: {} for stack in ("lora", "embedding", "controlnet")}
+    return overlay(empty, values)

@@ -1,0 +1,89 @@
+"""What makes an image the image it is: a 128-bit id of every value that decides it, weight files by content.
+
+The id is the sum, lane by lane modulo 2**64, of a digest of each `path=value` that is not neutral. A sum has no order, so
+a million cells are named by adding whole columns; a value at its neutral default adds nothing, so an option that a later
+version brings does not rename old images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdbatch.plan.tree import Tree, expand, get
+
+Lanes = npt.NDArray[np.uint64]
+"""[..., 2]: the two 64-bit halves of an id."""
+
+FILE_LEAVES = {
+    "family.config": "config",
+    "checkpoint.file": "checkpoint",
+    "vae.file": "vae",
+    "lora.*.file": "lora",
+    "embedding.*.file": "embedding",
+    "controlnet.*.file": "controlnet",
+    "controlnet.*.image": "image",
+}
+"""Keys that name a file -> the group it is looked up in; the id holds its SHA-256."""
+
+NAMED_STACKS = ("embedding",)
+"""Stacks whose item names decide the image: the name is the word that the prompt calls."""
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling per value."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def digest(path: str, value: Any) -> tuple[int, int]:
+    """The two lanes of one value."""
+    data = hashlib.blake2b(f"{path}={canonical(value)}".encode(), digest_size=16).digest()
+    return int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little")
+
+
+def column_lanes(path: str, values: list[Any], neutral: Any) -> Lanes:
+    """[values, 2]: the lanes of each value; zero where it is neutral."""
+    pairs = [(0, 0) if _same(value, neutral) else digest(path, value) for value in values]
+    return np.array(pairs, dtype=np.uint64).reshape(-1, 2)
+
+
+def leaves(config: Tree, defaults: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(key path, canonical path, pattern) of every value of a configuration that decides the image."""
+    return [(key, path, pattern) for pattern in defaults for key, path in expand(config, pattern)]
+
+
+def config_lanes(config: Tree, defaults: Mapping[str, Any], file_hash: Mapping[tuple[str, str], str], varying: set[str]) -> Lanes:
+    """[2]: the summed lanes of all values of a configuration, those of the varying keys left out."""
+    total = np.zeros(2, dtype=np.uint64)
+    for key, path, pattern in leaves(config, defaults):
+        if key not in varying:
+            total += column_lanes(path, [by_content(pattern, get(config, key), file_hash)], defaults[pattern])[0]
+    for stack in NAMED_STACKS:
+        for place, name in enumerate(get(config, stack) or {}):
+            total += np.array(digest(f"{stack}.{place}.name", name), dtype=np.uint64)
+    return total
+
+
+def by_content(pattern: str, value: Any, file_hash: Mapping[tuple[str, str], str]) -> Any:
+    """A file's SHA-256 in place of its name; other values as they are."""
+    group = FILE_LEAVES.get(pattern)
+    return file_hash[group, value] if group is not None and value is not None else value
+
+
+def hexadecimal(lanes: Lanes) -> npt.NDArray[np.bytes_]:
+    """32 hex digits for each row of lanes, as bytes."""
+    return np.frombuffer(np.ascontiguousarray(lanes, dtype="<u8").tobytes().hex().encode(), dtype="S32")
+
+
+def image_id(config: Tree, defaults: Mapping[str, Any], file_hash: Mapping[tuple[str, str], str]) -> str:
+    """The id of one configuration."""
+    return hexadecimal(config_lanes(config, defaults, file_hash, set())[None, :])[0].decode()
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return type(value) is type(neutral) and value == neutral

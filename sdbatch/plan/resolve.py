@@ -1,0 +1,179 @@
+"""A draft becomes a plan: ranges checked, files found and hashed, images named, cells ordered. All faults at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdbatch.cell import Recipe, WeightFile
+from sdbatch.errors import SdbatchError
+from sdbatch.plan.axis import Codes
+from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
+from sdbatch.plan.draft import Column, Draft, FaultList
+from sdbatch.plan.files import FileBook
+from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
+from sdbatch.plan.plan import Plan, cut_shards, recipe_order
+from sdbatch.plan.rule import RULES, pair_faults
+from sdbatch.plan.tree import Tree, expand, get, has, overlay
+
+BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
+"""Cells that differ in one of these cannot share a batch, so equal ones stand together."""
+
+Digests = dict[tuple[str, str], str]
+
+
+def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook) -> Plan:
+    """Resolve a draft. `defaults` are the keys that decide the image, with their neutral values.
+
+    Raises: PlanError with every fault found.
+    """
+    faults = FaultList()
+    _refuse_idle_axes(draft, defaults, faults)
+    _check_ranges(draft, faults)
+    files = _find_files(draft, book, faults)
+    faults.raise_if_any()
+    digests = {key: file.sha256 for key, file in files.items()}
+    ids = _name_images(draft, defaults, digests)
+    recipe, recipes = _recipes(draft, book)
+    order = _order(draft, ids, recipe, recipes)
+    rank = recipe_order(recipes)
+    ranked = rank[recipe[order]]
+    return Plan(
+        name=name,
+        groups=[prune(plain, defaults) for plain in draft.groups],
+        recipes=[recipes[index] for index in np.argsort(rank).tolist()],
+        files=files,
+        image_ids=[name.decode() for name in ids[order].tolist()],
+        group=draft.group[order],
+        recipe=ranked,
+        shard=cut_shards(ranked),
+        columns=_ordered(draft.columns, order),
+        labels=_ordered(draft.labels, order),
+    )
+
+
+def _ordered(columns: Mapping[str, Column], order: Codes) -> dict[str, Column]:
+    return {key: Column(column.values, column.codes[order]) for key, column in columns.items()}
+
+
+def _refuse_idle_axes(draft: Draft, defaults: Mapping[str, Any], faults: FaultList) -> None:
+    for key, column in draft.columns.items():
+        if _pattern(key) not in defaults and len(column.values) > 1:
+            faults.add(key, "does not change the image, so it cannot be swept. Set it to one value.")
+
+
+def _check_ranges(draft: Draft, faults: FaultList) -> None:
+    for plain in draft.groups:
+        for pattern, rule in RULES.items():
+            for key, _ in expand(plain, pattern):
+                column = draft.columns.get(key)
+                wholly_swept = column is not None and bool((column.codes >= 0).all())
+                value = get(plain, key)
+                if not wholly_swept and has(plain, key) and not rule.test(value):
+                    faults.add(key, rule.message(value))
+        for key, message in pair_faults(plain):
+            faults.add(key, message)
+    for key, column in draft.columns.items():
+        rule = RULES.get(_pattern(key))
+        for value in column.values if rule is not None else ():
+            if not rule.test(value):
+                faults.add(key, rule.message(value))
+
+
+def _pattern(key: str) -> str:
+    """`lora.style_a.weight` -> `lora.*.weight`."""
+    stack, _, rest = key.partition(".")
+    return f"{stack}.*.{rest.partition('.')[2]}" if stack in ("lora", "embedding", "controlnet") else key
+
+
+def _find_files(draft: Draft, book: FileBook, faults: FaultList) -> dict[tuple[str, str], WeightFile]:
+    """Every file the draft names, by (group, name as typed)."""
+    found: dict[tuple[str, str], WeightFile] = {}
+    for key, group, asked in _named_files(draft):
+        if (group, asked) in found:
+            continue
+        if asked is None:
+            faults.add(key, "is not set; give an option, a file name or a path." if has(draft.groups[0], key) else _ghost(key))
+            continue
+        try:
+            match group:
+                case "image":
+                    found[group, asked] = book.image(asked)
+                case "config":
+                    found[group, asked] = book.config(asked)
+                case _:
+                    found[group, asked] = book.weight(group, asked)
+        except SdbatchError as error:
+            faults.add(key, str(error))
+    return found
+
+
+def _ghost(key: str) -> str:
+    stack, name, _ = key.split(".")
+    return f"{stack} {name!r} is set but not in the stack. Add it: '{stack}=[{name}]'."
+
+
+def _named_files(draft: Draft) -> list[tuple[str, str, Any]]:
+    """(key, group, name) of every file leaf of every configuration and column; unset optional ones left out."""
+    named: dict[tuple[str, str, Any], None] = {}
+    for plain in draft.groups:
+        for pattern, group in FILE_LEAVES.items():
+            for key, _ in expand(plain, pattern):
+                value = get(plain, key)
+                swept = draft.columns.get(key)
+                if value is None and (pattern in ("vae.file", "controlnet.*.image") or swept is not None):
+                    continue
+                named[key, group, value] = None
+    for key, column in draft.columns.items():
+        if (group := FILE_LEAVES.get(_pattern(key))) is not None:
+            named.update({(key, group, value): None for value in column.values if value is not None})
+    return list(named)
+
+
+def _name_images(draft: Draft, defaults: Mapping[str, Any], digests: Digests) -> npt.NDArray[np.bytes_]:
+    """The id of every cell: constants of its configuration plus its columns."""
+    varying = set(draft.columns)
+    total = np.zeros((len(draft), 2), dtype=np.uint64)
+    for index, plain in enumerate(draft.groups):
+        mask = draft.group == index
+        total[mask] += config_lanes(plain, defaults, digests, varying)
+        for key, path, pattern in leaves(plain, defaults):
+            if (column := draft.columns.get(key)) is not None:
+                values = [by_content(pattern, value, digests) for value in [*column.values, get(plain, key)]]
+                lanes = column_lanes(path, values, defaults[pattern])
+                total[mask] += lanes[column.codes[mask]]  # code -1 is the last: the configuration's own value
+    return hexadecimal(total)
+
+
+def _recipes(draft: Draft, book: FileBook) -> tuple[Codes, list[Recipe]]:
+    """The recipe of every cell, and the distinct recipes."""
+    keys = [key for key in draft.columns if _pattern(key) in RECIPE_LEAVES]
+    table = np.stack([draft.group, *(draft.columns[key].codes for key in keys)], axis=1)
+    combinations, inverse = np.unique(table, axis=0, return_inverse=True)
+    recipes: dict[Recipe, int] = {}
+    codes: list[int] = []
+    for group, *local in combinations.tolist():
+        picked = {key: draft.columns[key].values[code] for key, code in zip(keys, local, strict=True) if code >= 0}
+        recipe = recipe_of(overlay(draft.groups[group], picked), book)
+        codes.append(recipes.setdefault(recipe, len(recipes)))
+    return np.array(codes, dtype=np.int64)[inverse.reshape(-1)], list(recipes)
+
+
+def _order(draft: Draft, ids: npt.NDArray[np.bytes_], recipe: Codes, recipes: list[Recipe]) -> Codes:
+    """Cells once each, by recipe, then by what cannot share a batch, then as written."""
+    _, first = np.unique(ids, return_index=True)
+    kept = np.sort(first)
+    order = np.lexsort((kept, _batch_codes(draft)[kept], recipe_order(recipes)[recipe[kept]]))
+    return kept[order]
+
+
+def _batch_codes(draft: Draft) -> Codes:
+    keys = [key for key in draft.columns if key in BATCH_LEAVES]
+    constants: dict[str, int] = {}
+    group = [constants.setdefault(repr([get(plain, key) for key in BATCH_LEAVES if key not in keys]), len(constants)) for plain in draft.groups]
+    table = np.stack([np.array(group, dtype=np.int64)[draft.group], *(draft.columns[key].codes for key in keys)], axis=1)
+    return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+

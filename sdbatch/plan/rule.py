@@ -1,0 +1,96 @@
+"""What values a run can have, key by key: one readable table. Types are the schema's business, ranges are here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sdbatch.cell import SEED_LIMIT
+from sdbatch.errors import did_you_mean
+from sdbatch.families import FAMILIES
+from sdbatch.families.samplers import SAMPLERS
+from sdbatch.plan.tree import Tree, get
+
+PROMPT_LIMIT = 100_000
+"""Characters: beyond this it is a file given by mistake."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A test of one value, and what to say when it fails."""
+
+    test: Callable[[Any], bool]
+    message: Callable[[Any], str]
+
+
+def between(low: float, high: float, unit: str = "") -> Rule:
+    """A finite number from low to high, both included."""
+    space = f" {unit}" if unit else ""
+    return Rule(
+        lambda value: isinstance(value, int | float) and math.isfinite(value) and low <= value <= high,
+        lambda value: f"{value} is out of range; it goes from {low:g} to {high:g}{space}.",
+    )
+
+
+def _seed_message(value: Any) -> str:
+    if isinstance(value, int) and value >= SEED_LIMIT:
+        return f"{value} is too large. torch's CPU generator ignores bits above 2**32, so it would repeat seed {value % SEED_LIMIT}."
+    return f"{value!r} is no seed; seeds are whole numbers from 0 to {SEED_LIMIT - 1}."
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or len(value) > PROMPT_LIMIT or "\x00" in value:
+        return False
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
+
+
+PIXELS = Rule(
+    lambda value: isinstance(value, int) and 8 <= value <= 16_384 and value % 8 == 0,
+    lambda value: f"{value} px cannot be made; sizes are multiples of 8 from 8 to 16384 px.",
+)
+TEXT = Rule(_is_text, lambda value: f"{str(value)[:40]!r} is not valid text (a NUL, a lone surrogate, or over {PROMPT_LIMIT} characters).")
+STRENGTH = between(-10, 10)
+SHARE = between(0, 1)
+
+
+def one_of(names: Callable[[], list[str]], what: str) -> Rule:
+    """A name from a table."""
+    return Rule(lambda value: value in names(), lambda value: f"there is no {what} {value!r}. {did_you_mean(str(value), names())}")
+
+
+RULES: dict[str, Rule] = {
+    "seed": Rule(lambda value: type(value) is int and 0 <= value < SEED_LIMIT, _seed_message),
+    "steps": between(1, 1000, "steps"),
+    "guidance_scale": between(0, 100),
+    "width": PIXELS,
+    "height": PIXELS,
+    "clip_skip": between(1, 12),
+    "prompt": TEXT,
+    "negative_prompt": TEXT,
+    "lora.*.weight": STRENGTH,
+    "lora.*.text_encoder_weight": Rule(lambda value: value is None or STRENGTH.test(value), STRENGTH.message),
+    "controlnet.*.weight": STRENGTH,
+    "controlnet.*.start": SHARE,
+    "controlnet.*.end": SHARE,
+    "controlnet.*.image": Rule(lambda value: bool(value), lambda value: "is not set; give the control image, or the picture to preprocess."),
+    "family.name": one_of(lambda: list(FAMILIES), "family"),
+    "family.config": Rule(lambda value: bool(value), lambda value: "is not set; give the folder of the model's weightless configs."),
+    "sampler.name": one_of(lambda: list(SAMPLERS), "sampler"),
+    "task.name": one_of(lambda: ["txt2img"], "task"),
+    "batch_size": Rule(
+        lambda value: value == "auto" or (type(value) is int and 1 <= value <= 4096),
+        lambda value: f"{value!r} is no batch size; give a whole number from 1, or auto.",
+    ),
+    "memory.threads": Rule(lambda value: value is None or (type(value) is int and value >= 1), lambda value: f"{value} threads cannot run."),
+}
+
+
+def pair_faults(config: Tree) -> list[tuple[str, str]]:
+    """Faults that need two values of one configuration."""
+    found: list[tuple[str, str]] = []
+    for name, item in (get(config, "controlnet") or {}).items():
+        if item["start"] >= item["end"]:
+            found.append((f"controlnet.{name}.end", f"{item['end']} is not after start={item['start']}, so it would do nothing."))
+    return found

@@ -1,0 +1,164 @@
+"""The plan on disk: one Parquet file, a row per image, that any tool opens and a worker reads a shard at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdbatch.cell import Cell, Recipe, WeightFile
+from sdbatch.errors import FolderError
+from sdbatch.plan.cells import cell_of
+from sdbatch.plan.draft import Column
+from sdbatch.plan.plan import Lookup, Plan
+from sdbatch.plan.tree import Tree, overlay
+
+VERSION = 1
+ROW_GROUP_CELLS = 65_536
+FIXED = ("image_id", "shard", "recipe", "group")
+METADATA_KEY = b"sdbatch.plan"
+
+
+def to_table(plan: Plan, start: int, stop: int) -> pa.Table:
+    """A slice of the plan as Arrow: ids, places, then a column per swept key."""
+    arrays: dict[str, Any] = {
+        "image_id": pa.array(plan.image_ids[start:stop], pa.string()),
+        "shard": pa.array(plan.shard[start:stop], pa.int32()),
+        "recipe": pa.array(plan.recipe[start:stop], pa.int32()),
+        "group": pa.array(plan.group[start:stop], pa.int32()),
+    }
+    for key, column in {**plan.columns, **plan.labels}.items():
+        arrays[key] = _arrow(column, start, stop)
+    return pa.table(arrays)
+
+
+def _arrow(column: Column, start: int, stop: int) -> pa.Array:
+    """Values of one kind keep their type; mixed ones and lists are JSON text."""
+    codes = column.codes[start:stop]
+    used, local = np.unique(codes, return_inverse=True)
+    picked = [None if code < 0 else column.values[code] for code in used.tolist()]
+    if column_type(column) is None:
+        picked = [None if value is None else json.dumps(value, ensure_ascii=False) for value in picked]
+    return pa.array(picked, column_type(column) or pa.string()).take(pa.array(local.reshape(-1)))
+
+
+def column_type(column: Column) -> pa.DataType | None:
+    """The Arrow type of a column, or None when only JSON text holds it."""
+    types = {type(value) for value in column.values if value is not None}
+    plain: dict[type, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+    return plain.get(types.pop()) if len(types) == 1 else None
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write the plan; the name exists only when the file is whole.
+
+    Side effects: a temporary file beside it, renamed when synced.
+    """
+    schema = to_table(plan, 0, min(1, len(plan))).schema
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(_head(plan), ensure_ascii=False).encode()})
+    temporary = path.with_name(f".tmp-{path.name}")
+    with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
+        for start in range(0, len(plan), ROW_GROUP_CELLS):
+            writer.write_table(to_table(plan, start, min(start + ROW_GROUP_CELLS, len(plan))).cast(schema))
+    with temporary.open("rb") as file:
+        import os
+
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _head(plan: Plan) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "name": plan.name,
+        "plan_id": plan.plan_id,
+        "cells": len(plan),
+        "shards": plan.shards,
+        "groups": plan.groups,
+        "recipes": [asdict(recipe) for recipe in plan.recipes],
+        "files": [[group, asked, asdict(file)] for (group, asked), file in plan.files.items()],
+        "columns": {key: column_type(column) is None for key, column in plan.columns.items()},
+        "labels": list(plan.labels),
+    }
+
+
+class PlanFile:
+    """A plan on disk, read a row group at a time. Raises FolderError when it is missing or damaged."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = pq.ParquetFile(path, page_checksum_verification=True)
+            head = cast(dict[str, Any], json.loads((self.file.schema_arrow.metadata or {})[METADATA_KEY]))
+        except FileNotFoundError:
+            raise FolderError(f"{path}: there is no plan here. Give the folder of a sweep.") from None
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            raise FolderError(f"{path}: not a readable plan ({str(error).splitlines()[0]}). Run the sweep again to write it anew.") from None
+        if head["version"] != VERSION:
+            raise FolderError(f"{path}: plan version {head['version']}, this sdbatch reads {VERSION}. Run the sweep again.")
+        self.path = path
+        self.name: str = head["name"]
+        self.plan_id: str = head["plan_id"]
+        self.cells: int = head["cells"]
+        self.shards: int = head["shards"]
+        self.groups: list[Tree] = head["groups"]
+        self.recipes = [_recipe(item) for item in head["recipes"]]
+        self.files = {(group, asked): WeightFile(**file) for group, asked, file in head["files"]}
+        self.columns: dict[str, bool] = head["columns"]
+        self.labels: list[str] = head["labels"]
+        self._cached: tuple[int, pa.Table] | None = None
+        self._bounds = self._shard_bounds()
+
+    def _shard_bounds(self) -> list[tuple[int, int]]:
+        """First and last shard of each row group, from the file's statistics."""
+        position = self.file.schema_arrow.get_field_index("shard")
+        metadata = self.file.metadata
+        statistics = [metadata.row_group(index).column(position).statistics for index in range(metadata.num_row_groups)]
+        return [(int(item.min), int(item.max)) for item in statistics]
+
+    def iter_ids(self) -> Iterator[tuple[list[str], list[int]]]:
+        """Image ids and shards, a row group at a time."""
+        for index in range(self.file.num_row_groups):
+            table = self.file.read_row_group(index, columns=["image_id", "shard"])
+            yield cast(list[str], table["image_id"].to_pylist()), cast(list[int], table["shard"].to_pylist())
+
+    def shard(self, number: int) -> list[Cell]:
+        """The cells of a shard in their order."""
+        rows: list[dict[str, Any]] = []
+        for index, (low, high) in enumerate(self._bounds):
+            if low <= number <= high:
+                table = self._row_group(index)
+                shards = table["shard"].to_numpy()
+                first, last = np.searchsorted(shards, [number, number + 1]).tolist()
+                rows += table.slice(first, last - first).to_pylist()
+        return [self._cell(row) for row in rows]
+
+    def _row_group(self, index: int) -> pa.Table:
+        if self._cached is None or self._cached[0] != index:
+            self._cached = (index, self.file.read_row_group(index))
+        return self._cached[1]
+
+    def _cell(self, row: dict[str, Any]) -> Cell:
+        picked = {key: json.loads(row[key]) if is_json else row[key] for key, is_json in self.columns.items() if row[key] is not None}
+        config = overlay(self.groups[row["group"]], picked)
+        axes = {key: row[key] for key in self.labels if row[key] is not None} | picked
+        return cell_of(config, self.recipes[row["recipe"]], Lookup(self.files), row["image_id"], tuple(axes.items()))
+
+
+def _recipe(item: dict[str, Any]) -> Recipe:
+    def file(value: dict[str, Any] | None) -> WeightFile | None:
+        return None if value is None else WeightFile(**value)
+
+    def stack(values: Sequence[dict[str, Any]]) -> tuple[WeightFile, ...]:
+        return tuple(WeightFile(**value) for value in values)
+
+    checkpoint = file(item["checkpoint"])
+    assert checkpoint is not None, "a recipe always has a checkpoint"
+    parts = {key: stack(item[key]) for key in ("loras", "embeddings", "controlnets")}
+    single = {key: file(item[key]) for key in ("vae", "text_encoder")}
+    return Recipe(**{**item, **parts, **single, "checkpoint": checkpoint})

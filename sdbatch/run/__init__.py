@@ -1,0 +1,1 @@
+"""Processes and devices: prepare a run, supervise workers, make images."""

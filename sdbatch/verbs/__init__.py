@@ -1,0 +1,1 @@
+"""One short module per verb, each with `main(arguments) -> exit code`."""
