@@ -18,9 +18,12 @@ FLAT_LIMIT = 10_000
 PAIR_LIMIT = FLAT_LIMIT * 256
 """Above this many cells the fan-out takes four digits in place of two."""
 
-_NAMES = frozenset({"plan.parquet", "images", "rows", "grid.png", "grid.html", "config.yaml", "sweep.json", "log.txt", "claims", LOCK})
+_NAMES = frozenset(
+    {"plan.parquet", "images", "rows", "grid.png", "grid.html", "config.yaml", "sweep.json", "log.txt", "claims", "damaged", LOCK}
+)
 _PART = re.compile(r"part-\d{6,}-\d{5,}\.parquet")
 _IMAGE_ID = re.compile(r"[0-9a-f]{8,64}")
+_IMAGE = re.compile(r"[0-9a-f]{8,64}\.png")
 _FORMAT = "sdbatch sweep"
 
 
@@ -39,6 +42,8 @@ class SweepFolder:
         self.log = self.path / "log.txt"
         self.claims = self.path / "claims"
         """Who works on which shard; only there while the sweep runs."""
+        self.damaged = self.path / "damaged"
+        """What was found broken and put aside; only there when something was."""
 
     def __repr__(self) -> str:
         return f"SweepFolder({str(self.path)!r})"
@@ -59,6 +64,20 @@ class SweepFolder:
         digits = 2 if plan_size <= PAIR_LIMIT else 4
         return f"images/{image_id[:digits]}/{image_id}.png"
 
+    def file(self, relative: str) -> Path:
+        """The file of a path that a row gives; rows may come from strangers, so none leads out of the folder.
+
+        Raises: FolderError for such a path.
+        """
+        if relative.startswith("/") or ".." in relative.split("/") or "\\" in relative or ":" in relative:
+            raise FolderError(f"{self.path}: a row names the image {relative!r}, which is not inside the folder. Do not trust this sweep.")
+        return self.path / relative
+
+    @staticmethod
+    def is_image_name(name: str) -> bool:
+        """Whether a file name is one we give to images."""
+        return _IMAGE.fullmatch(name) is not None
+
     def part(self, shard: int, block: int) -> Path:
         """The Parquet part that commits a block."""
         return self.rows / f"part-{shard:06d}-{block:05d}.parquet"
@@ -68,11 +87,17 @@ class SweepFolder:
         if not self.rows.is_dir():
             return []
         with explained("cannot read", self.rows):
-            return sorted((path for path in self.rows.iterdir() if _PART.fullmatch(path.name)), key=_place)
+            return sorted((path for path in self.rows.iterdir() if _PART.fullmatch(path.name)), key=self.place)
+
+    @staticmethod
+    def place(part: Path) -> tuple[int, int]:
+        """Shard and block of a part. Not the order of names: numbers may outgrow their padding."""
+        _, shard, block = part.stem.split("-")
+        return int(shard), int(block)
 
     def next_block(self, shard: int) -> int:
         """The first number above all committed blocks of a shard: where a resumed shard goes on."""
-        return max((block for found, block in map(_place, self.parts()) if found == shard), default=-1) + 1
+        return max((block for found, block in map(self.place, self.parts()) if found == shard), default=-1) + 1
 
     def create(self) -> None:
         """Make the folder, or take up the sweep that is there.
@@ -140,9 +165,3 @@ class SweepFolder:
             names = ", ".join(str(entry.relative_to(self.path)) for entry in foreign[:3])
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise FolderError(f"out={self.path}: holds files that are not a sweep's ({names}{more}). Choose another or an empty folder.")
-
-
-def _place(part: Path) -> tuple[int, int]:
-    """Shard and block of a part. Not the order of names: numbers may outgrow their padding."""
-    _, shard, block = part.stem.split("-")
-    return int(shard), int(block)

@@ -1,0 +1,89 @@
+"""The commit of a block: its images first, then one Parquet part. The row is the commit.
+
+Whatever moment the process dies at, a row that can be read has its whole image on the disk. An image without a row is
+an orphan that the next run makes again, over it.
+"""
+
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdbatch.results.disk import explained, publish, replace, sync_folders, write_temporary
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.row import Row, table_of
+
+_SAME = ("image_id", "status", "image_sha256")
+"""Two rows equal in these record the same outcome."""
+
+
+def commit_block(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes]) -> None:
+    """Commit a block: `images` by their path in the folder, then `rows` as the part of `place` (shard, block).
+
+    A part that is there already is left alone (the first writer wins); rows it does not hold go to the next free block.
+    When this returns, every row is committed and survives a loss of power.
+
+    Raises: FolderError when the file system refuses; then none of the rows is committed.
+    """
+    _write_images(folder, images)
+    publish_rows(folder, place, rows)
+
+
+def publish_rows(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row]) -> None:
+    """Write rows as one new part at `place` (shard, block), or after it where that is taken."""
+    shard, block = place
+    left = list(rows)
+    while left:
+        final = folder.part(shard, block)
+        if publish(write_temporary(final, part_bytes(table_of(left))), final):
+            break
+        left = _rows_missing_in(final, left)
+        block += 1
+    # Also when all rows were there: their writer may have died before its own flush.
+    sync_folders([folder.rows])
+
+
+def part_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file whose pages carry checksums: a flipped bit is an error, not another value."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of one part, pages checked. Raises whatever pyarrow says of a damaged file."""
+    # Bytes first: a memory-mapped or shared file could change under the reader, and a small read is faster anyway.
+    with pq.ParquetFile(io.BytesIO(part.read_bytes()), page_checksum_verification=True) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def _write_images(folder: SweepFolder, images: Mapping[str, bytes]) -> None:
+    finals = {folder.path / path: data for path, data in images.items()}
+    folders = {final.parent for final in finals}
+    for parent in sorted(folders - {folder.images}):
+        with explained("cannot make", parent):
+            parent.mkdir(exist_ok=True)
+        folders.add(folder.images)
+    for final, data in finals.items():
+        replace(write_temporary(final, data), final)
+    sync_folders(folders)
+
+
+def _rows_missing_in(part: Path, rows: Sequence[Row]) -> list[Row]:
+    try:
+        there = {_outcome(row) for row in read_part(part, _SAME).to_pylist()}
+    except (pa.ArrowException, OSError):
+        there = set[tuple[Any, ...]]()  # damaged, so it commits nothing; the reader reports it
+    return [row for row in rows if _outcome(row) not in there]
+
+
+def _outcome(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _SAME)
