@@ -72,7 +72,8 @@ class Catalog:
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        self.roots: tuple[Path, ...] = (*(Path(root).expanduser() for root in roots), embedded_root())
+        given = [Path(root).expanduser() for root in roots]
+        self.roots: tuple[Path, ...] = tuple(dict.fromkeys([*(root for root in given if root != embedded_root()), embedded_root()]))
         self._scanned: dict[str, tuple[tuple[Entry, ...], ...]] = {}
         self._options: dict[str, dict[str, Path]] = {}
 

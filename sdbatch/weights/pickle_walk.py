@@ -1,0 +1,318 @@
+"""Walk a pickle without executing it: its opcodes build plain data, and every import or call stays a description.
+
+Source: the comments of Python's own pickletools. What no weight file needs (text opcodes, extension codes, out-of-band
+buffers) is refused. All costs are bounded by the length of the pickle and a cap on the operations.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sdbatch.weights.header import FlawError, shown
+
+MAX_LONG_BYTES = 256
+_DAMAGED = "its pickle is damaged: download it again, or use a .safetensors version"
+
+
+class Global(NamedTuple):
+    """Something that the pickle wants to import. It is not imported."""
+
+    module: str
+    name: str
+
+    @property
+    def dotted(self) -> str:
+        """As Python writes it: `posix.system`."""
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A call that the pickle wants to make. It is not made."""
+
+    function: Any
+    arguments: Any
+    items: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    """What was stored into the result by key: the content of an OrderedDict."""
+
+
+@dataclass(eq=False, slots=True)
+class Persistent:
+    """A reference to something outside the pickle: torch's storages."""
+
+    pid: Any
+
+
+class Walker:
+    """The stack machine of one pickle within `data`.
+
+    Afterwards `position` is the end of the pickle and `imports` holds all that it wanted to import.
+    """
+
+    def __init__(self, data: bytes, max_ops: int, position: int = 0) -> None:
+        self.data = data
+        self.position = position
+        self.ops_left = max_ops
+        self.imports: set[Global] = set()
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def walk(self) -> Any:
+        """The value of the pickle.
+
+        Raises: FlawError for damaged, endless or unusual pickles.
+        """
+        data, table = self.data, OPERATIONS
+        try:
+            while (code := data[self.position]) != _STOP:
+                self.position += 1
+                self.ops_left -= 1
+                if self.ops_left < 0:
+                    raise FlawError("its pickle has more operations than any checkpoint needs. Do not use it.")
+                action = table.get(code)
+                if action is None:
+                    raise FlawError(f"its pickle uses operation 0x{code:02x}, which no checkpoint needs. Do not use it.")
+                action(self)
+            self.position += 1
+            return self.stack.pop()
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error):
+            raise FlawError(f"{_DAMAGED} (at byte {self.position}).") from None
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        start = self.position
+        if count > len(self.data) - start:
+            raise IndexError
+        self.position = start + count
+        return self.data[start : self.position]
+
+    def take_number(self, count: int) -> int:
+        """The next bytes as a little-endian natural number."""
+        return int.from_bytes(self.take(count), "little")
+
+    def pop_marked(self) -> list[Any]:
+        """What was pushed since the last mark."""
+        items = self.stack
+        self.stack = self.marked.pop()
+        return items
+
+    def store_items(self, items: list[Any]) -> None:
+        """Keys and values in turn into the dictionary on top of the stack."""
+        target: Any = self.stack[-1]
+        into: dict[Any, Any] = target.items if isinstance(target, Call) else target
+        if not isinstance(into, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            into[_check_key(key)] = value
+
+    def take_line(self) -> str:
+        """Text up to the next newline."""
+        end = self.data.index(b"\n", self.position, self.position + 1000)
+        line = self.data[self.position : end].decode("utf-8")
+        self.position = end + 1
+        return line
+
+    def push_import(self, module: Any, name: Any) -> None:
+        """Note what the pickle wants to import."""
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise TypeError
+        wanted = Global(module, name)
+        self.imports.add(wanted)
+        self.stack.append(wanted)
+
+
+def _check_key(key: Any) -> Any:
+    # Hashing a tuple of tuples of tuples can take for ever; no checkpoint has such keys.
+    if key is None or isinstance(key, (str, int, float, bytes)) or type(key) is Global:
+        return key
+    raise TypeError
+
+
+def _op_stack_global(walker: Walker) -> None:
+    name, module = walker.stack.pop(), walker.stack.pop()
+    walker.push_import(module, name)
+
+
+def _op_inst(walker: Walker) -> None:
+    module, name = walker.take_line(), walker.take_line()
+    arguments = walker.pop_marked()
+    walker.push_import(module, name)
+    walker.stack.append(Call(walker.stack.pop(), tuple(arguments)))
+
+
+def _op_obj(walker: Walker) -> None:
+    function, *arguments = walker.pop_marked()
+    walker.stack.append(Call(function, tuple(arguments)))
+
+
+def _op_reduce(walker: Walker) -> None:
+    arguments, function = walker.stack.pop(), walker.stack.pop()
+    walker.stack.append(Call(function, arguments))
+
+
+def _op_newobj_ex(walker: Walker) -> None:
+    walker.stack.pop()
+    _op_reduce(walker)
+
+
+def _op_mark(walker: Walker) -> None:
+    walker.marked.append(walker.stack)
+    walker.stack = []
+
+
+def _op_setitem(walker: Walker) -> None:
+    value, key = walker.stack.pop(), walker.stack.pop()
+    walker.store_items([key, value])
+
+
+def _op_append(walker: Walker) -> None:
+    item = walker.stack.pop()
+    _extend(walker.stack[-1], [item])
+
+
+def _op_appends(walker: Walker) -> None:
+    items = walker.pop_marked()
+    _extend(walker.stack[-1], items)
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    # Lists grow; what a call would have made does not exist, so nothing can be added to it.
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Call):
+        raise TypeError
+
+
+def _op_dict(walker: Walker) -> None:
+    items = walker.pop_marked()
+    walker.stack.append({})
+    walker.store_items(items)
+
+
+def _op_long(walker: Walker, width: int) -> None:
+    count = walker.take_number(width)
+    if count > MAX_LONG_BYTES:
+        raise FlawError(f"its pickle holds a number of {count} bytes. Do not use it.")
+    walker.stack.append(int.from_bytes(walker.take(count), "little", signed=True))
+
+
+def _op_refuse_extension(_: Walker) -> None:
+    raise FlawError("its pickle asks for an extension code, which can import anything; not loaded. Use a .safetensors version.")
+
+
+def _op_binput(walker: Walker) -> None:
+    # The most frequent operation by far.
+    walker.memo[walker.data[walker.position]] = walker.stack[-1]
+    walker.position += 1
+
+
+def _op_memoize(walker: Walker) -> None:
+    walker.memo[len(walker.memo)] = walker.stack[-1]
+
+
+def _tuple_of(count: int) -> Callable[[Walker], None]:
+    def action(walker: Walker) -> None:
+        if len(walker.stack) < count:
+            raise IndexError
+        items = tuple(walker.stack[-count:])
+        walker.stack[-count:] = [items]
+
+    return action
+
+
+def _push(make: Callable[[Walker], Any]) -> Callable[[Walker], None]:
+    def action(walker: Walker) -> None:
+        value = make(walker)  # before the stack is looked at: it may pop a mark, which changes the stack
+        walker.stack.append(value)
+
+    return action
+
+
+def _text(width: int) -> Callable[[Walker], None]:
+    return _push(lambda walker: walker.take(walker.take_number(width)).decode("utf-8", "surrogatepass"))
+
+
+def _bytes(width: int) -> Callable[[Walker], None]:
+    return _push(lambda walker: walker.take(walker.take_number(width)))
+
+
+def _python2_text(width: int) -> Callable[[Walker], None]:
+    return _push(lambda walker: walker.take(walker.take_number(width)).decode("latin-1"))
+
+
+_STOP = ord(".")
+
+OPERATIONS: dict[int, Callable[[Walker], Any]] = {
+    # the stack and the memo
+    0x80: lambda walker: walker.take(1),  # PROTO
+    0x95: lambda walker: walker.take(8),  # FRAME: only a hint for streams
+    ord("("): _op_mark,
+    ord("0"): lambda walker: walker.stack.pop(),
+    ord("1"): lambda walker: walker.pop_marked(),
+    ord("2"): _push(lambda walker: walker.stack[-1]),
+    ord("q"): _op_binput,
+    ord("r"): lambda walker: walker.memo.__setitem__(walker.take_number(4), walker.stack[-1]),
+    0x94: _op_memoize,
+    ord("h"): _push(lambda walker: walker.memo[walker.take_number(1)]),
+    ord("j"): _push(lambda walker: walker.memo[walker.take_number(4)]),
+    # plain values
+    ord("N"): _push(lambda _: None),
+    0x88: _push(lambda _: True),
+    0x89: _push(lambda _: False),
+    ord("K"): _push(lambda walker: walker.take_number(1)),
+    ord("M"): _push(lambda walker: walker.take_number(2)),
+    ord("J"): _push(lambda walker: int.from_bytes(walker.take(4), "little", signed=True)),
+    0x8A: lambda walker: _op_long(walker, 1),
+    0x8B: lambda walker: _op_long(walker, 4),
+    ord("G"): _push(lambda walker: struct.unpack(">d", walker.take(8))[0]),
+    0x8C: _text(1),
+    ord("X"): _text(4),
+    0x8D: _text(8),
+    ord("U"): _python2_text(1),
+    ord("T"): _python2_text(4),
+    ord("C"): _bytes(1),
+    ord("B"): _bytes(4),
+    0x8E: _bytes(8),
+    0x96: _bytes(8),  # BYTEARRAY8
+    # containers
+    ord(")"): _push(lambda _: ()),
+    0x85: _tuple_of(1),
+    0x86: _tuple_of(2),
+    0x87: _tuple_of(3),
+    ord("t"): _push(lambda walker: tuple(walker.pop_marked())),
+    ord("]"): _push(lambda _: []),
+    ord("l"): _push(lambda walker: walker.pop_marked()),
+    ord("a"): _op_append,
+    ord("e"): _op_appends,
+    ord("}"): _push(lambda _: {}),
+    ord("d"): _op_dict,
+    ord("s"): _op_setitem,
+    ord("u"): lambda walker: walker.store_items(walker.pop_marked()),
+    0x8F: _push(lambda _: []),  # EMPTY_SET: no order is needed here, a list will do
+    0x90: _op_appends,
+    0x91: _push(lambda walker: walker.pop_marked()),  # FROZENSET
+    # imports and calls: described, not done
+    ord("c"): lambda walker: walker.push_import(walker.take_line(), walker.take_line()),
+    0x93: _op_stack_global,
+    ord("i"): _op_inst,
+    ord("o"): _op_obj,
+    ord("R"): _op_reduce,
+    0x81: _op_reduce,  # NEWOBJ
+    0x92: _op_newobj_ex,
+    ord("b"): lambda walker: walker.stack.pop(),  # BUILD: the state of an object that is not made
+    ord("Q"): _push(lambda walker: Persistent(walker.stack.pop())),
+    0x82: _op_refuse_extension,
+    0x83: _op_refuse_extension,
+    0x84: _op_refuse_extension,
+}
+"""Byte -> action, as the pickle protocol names them."""
+
+
+def describe_imports(imports: set[Global]) -> str:
+    """The imports of a pickle for a message, the first three."""
+    names = sorted(shown(wanted.dotted, 80) for wanted in imports)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
