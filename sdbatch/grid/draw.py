@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
