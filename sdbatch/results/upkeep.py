@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sdbatch.errors import FolderError
 from sdbatch.results.commit import part_bytes, read_part
 from sdbatch.results.disk import explained, publish, sync_folders, write_temporary
 from sdbatch.results.folder import SweepFolder
@@ -49,6 +50,7 @@ def drop_rows(folder: SweepFolder, image_ids: Collection[str]) -> int:
         return 0
     wanted = pa.array(sorted(image_ids), pa.string())
     dropped = 0
+    free = _free_blocks(folder)
     for part in folder.parts():
         ids = _read(part, ["image_id"])
         hit = pc.is_in(ids["image_id"], value_set=wanted) if ids is not None else pa.array([], pa.bool_())
@@ -59,7 +61,7 @@ def drop_rows(folder: SweepFolder, image_ids: Collection[str]) -> int:
             set_aside(folder, [part])  # damaged in another column: none of its rows can be kept
             dropped += len(hit)
         else:
-            _supersede(folder, [part], table.filter(pc.invert(hit)))
+            _supersede(folder, [part], table.filter(pc.invert(hit)), free)
             dropped += count
     return dropped
 
@@ -70,13 +72,14 @@ def merge_parts(folder: SweepFolder, shard: int | None = None) -> int:
     A part is a block of some images: a long sweep leaves ten thousands, and each costs a millisecond to open.
     """
     gone = 0
+    free = _free_blocks(folder)
     parts: list[Path] = []
     tables: list[pa.Table] = []
 
     def supersede() -> int:
         count = len(parts)
         if count > 1:
-            _supersede(folder, parts, pa.concat_tables(tables))
+            _supersede(folder, parts, pa.concat_tables(tables), free)
         parts.clear()
         tables.clear()
         return count if count > 1 else 0
@@ -111,19 +114,27 @@ def set_aside(folder: SweepFolder, files: Sequence[Path]) -> list[Path]:
     return moved
 
 
-def _supersede(folder: SweepFolder, old: Sequence[Path], table: pa.Table) -> None:
-    """Put one part in the place of some others; none at all when the table is empty."""
+def _supersede(folder: SweepFolder, old: Sequence[Path], table: pa.Table, free: dict[int, int]) -> None:
+    """Put one part in the place of some others; none at all when the table is empty. Counts `free` up."""
     if table.num_rows:
         shard, _ = folder.place(old[0])
-        block = folder.next_block(shard)
-        data = part_bytes(table)
-        while not publish(write_temporary(folder.part(shard, block), data), folder.part(shard, block)):
-            block += 1
+        final = folder.part(shard, free[shard])
+        if not publish(write_temporary(final, part_bytes(table)), final):
+            raise FolderError(f"{final}: another process writes to this sweep. Stop it, then run the same command again.")
+        free[shard] += 1
         sync_folders([folder.rows])
     for part in old:
         with explained("cannot remove", part):
             part.unlink(missing_ok=True)
     sync_folders([folder.rows])
+
+
+def _free_blocks(folder: SweepFolder) -> dict[int, int]:
+    """The first free block of every shard, from one look at the folder."""
+    free: dict[int, int] = {}
+    for shard, block in map(folder.place, folder.parts()):
+        free[shard] = max(free.get(shard, 0), block + 1)
+    return free
 
 
 def _read(part: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
