@@ -23,6 +23,16 @@ class FileBook:
         self.hasher = hasher or Hasher()
         self._found: dict[tuple[str, str], WeightFile] = {}
 
+    def file(self, group: str, asked: str) -> WeightFile:
+        """A file of any group: weights, an input `image`, or a `config` folder. Raises WeightFileError."""
+        match group:
+            case "image":
+                return self.image(asked)
+            case "config":
+                return self.config(asked)
+            case _:
+                return self.weight(group, asked)
+
     def weight(self, group: str, asked: str) -> WeightFile:
         """A weight file of a group. Raises WeightFileError."""
         return self._remember(group, asked, lambda: self.catalog.find(group, asked))

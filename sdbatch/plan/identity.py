@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sdbatch.cell import WeightFile
 from sdbatch.plan.tree import Tree, expand, get
 
 Lanes = npt.NDArray[np.uint64]
@@ -87,3 +88,17 @@ def image_id(config: Tree, defaults: Mapping[str, Any], file_hash: Mapping[tuple
 
 def _same(value: Any, neutral: Any) -> bool:
     return type(value) is type(neutral) and value == neutral
+
+
+class Finder(Protocol):
+    """Finds files by name (`sdbatch.plan.files.FileBook`)."""
+
+    def file(self, group: str, asked: str) -> WeightFile:
+        """The file of a group: weights, an input `image` or a `config` folder."""
+        ...
+
+
+def file_digests(config: Tree, book: Finder) -> dict[tuple[str, str], str]:
+    """(group, name) -> SHA-256 of every file that a configuration names. Raises WeightFileError."""
+    named = [(group, get(config, key)) for pattern, group in FILE_LEAVES.items() for key, _ in expand(config, pattern)]
+    return {(group, asked): book.file(group, asked).sha256 for group, asked in named if asked is not None}

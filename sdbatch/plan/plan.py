@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Plan:
     group: Codes
     recipe: Codes
     shard: Codes
-    """Sorted, starting at 0."""
+    """Sorted; -1 for cells that were made before this plan and need no work."""
     columns: dict[str, Column]
     """Swept keys."""
     labels: dict[str, Column]
@@ -52,10 +52,25 @@ class Plan:
 
     @property
     def plan_id(self) -> str:
-        """16 hex digits: equal for equal images in equal shards."""
-        total = hashlib.sha256("\n".join(self.image_ids).encode())
-        total.update(np.ascontiguousarray(self.shard, dtype="<i8").tobytes())
-        return total.hexdigest()[:16]
+        """16 hex digits: equal for the same set of images."""
+        return plan_id(self.image_ids)
+
+    def adopt(self, done: Collection[str]) -> Plan:
+        """The same plan without work for cells that are done: these come first, the rest is cut into shards anew."""
+        made = np.array([image_id in done for image_id in self.image_ids], dtype=bool)
+        order = np.argsort(~made, kind="stable")
+        shard = np.full(len(self), -1, dtype=np.int64)
+        count = int(made.sum())
+        shard[count:] = cut_shards(self.recipe[order][count:])
+        return replace(
+            self,
+            image_ids=[self.image_ids[index] for index in order.tolist()],
+            group=self.group[order],
+            recipe=self.recipe[order],
+            shard=shard,
+            columns=reorder(self.columns, order),
+            labels=reorder(self.labels, order),
+        )
 
     def axes(self, cell: int) -> tuple[tuple[str, Any], ...]:
         """The axes of the sweep and this cell's values."""
@@ -95,6 +110,16 @@ class Lookup:
     def config(self, asked: str) -> WeightFile:
         """A folder of weightless configs."""
         return self.files["config", asked]
+
+
+def plan_id(image_ids: Sequence[str]) -> str:
+    """16 hex digits: equal for the same set of images, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()[:16]
+
+
+def reorder(columns: Mapping[str, Column], order: Codes) -> dict[str, Column]:
+    """The columns with their cells in another order, or some of them."""
+    return {key: Column(column.values, column.codes[order]) for key, column in columns.items()}
 
 
 def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:

@@ -12,10 +12,10 @@ from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import SdbatchError
 from sdbatch.plan.axis import Codes
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
-from sdbatch.plan.draft import Column, Draft, FaultList
+from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
-from sdbatch.plan.plan import Plan, cut_shards, recipe_order
+from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
 from sdbatch.plan.rule import RULES, pair_faults
 from sdbatch.plan.tree import Tree, expand, get, has, overlay
 
@@ -50,13 +50,9 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
         group=draft.group[order],
         recipe=ranked,
         shard=cut_shards(ranked),
-        columns=_ordered(draft.columns, order),
-        labels=_ordered(draft.labels, order),
+        columns=reorder(draft.columns, order),
+        labels=reorder(draft.labels, order),
     )
-
-
-def _ordered(columns: Mapping[str, Column], order: Codes) -> dict[str, Column]:
-    return {key: Column(column.values, column.codes[order]) for key, column in columns.items()}
 
 
 def _refuse_idle_axes(draft: Draft, defaults: Mapping[str, Any], faults: FaultList) -> None:
@@ -99,15 +95,9 @@ def _find_files(draft: Draft, book: FileBook, faults: FaultList) -> dict[tuple[s
             faults.add(key, "is not set; give an option, a file name or a path." if has(draft.groups[0], key) else _ghost(key))
             continue
         try:
-            match group:
-                case "image":
-                    found[group, asked] = book.image(asked)
-                case "config":
-                    found[group, asked] = book.config(asked)
-                case _:
-                    found[group, asked] = book.weight(group, asked)
+            found[group, asked] = book.file(group, asked)
         except SdbatchError as error:
-            faults.add(key, str(error))
+            faults.add(key, f"{asked}: {str(error).partition(f'={asked}: ')[2] or error}")
     return found
 
 

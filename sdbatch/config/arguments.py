@@ -1,0 +1,58 @@
+"""The command line of a run, in Hydra's own options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra._internal.utils import get_args_parser
+from hydra.types import RunMode
+
+from sdbatch.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line."""
+
+    overrides: tuple[str, ...]
+    config_name: str
+    config_dir: str | None
+    multirun: bool
+    help: bool
+    """`--help`, or `--help GROUP` with the group in `overrides`."""
+    show: str | None
+    """`--cfg job|hydra|all`."""
+    info: str | None
+    """`--info ...`."""
+    completion: bool
+    """`--shell-completion install=bash`."""
+    resolve: bool
+    package: str | None
+
+    @property
+    def mode(self) -> RunMode:
+        """Whether commas and ranges sweep."""
+        return RunMode.MULTIRUN if self.multirun else RunMode.RUN
+
+
+def read_arguments(given: Sequence[str]) -> Arguments:
+    """Parse. Raises ConfigError for a word that is no key=value."""
+    found = get_args_parser().parse_args(list(given))
+    overrides = list[str](found.overrides)
+    if not (found.help or found.shell_completion):
+        for word in overrides:
+            if "=" not in word and not word.startswith("~"):
+                raise ConfigError(f"{word}: give keys as key=value, such as steps=30. Text with spaces needs quotes: prompt='a red fox'.")
+    return Arguments(
+        overrides=tuple(overrides),
+        config_name=found.config_name or "config",
+        config_dir=found.config_dir,
+        multirun=found.multirun,
+        help=found.help or found.hydra_help,
+        show=found.cfg,
+        info=found.info,
+        completion=found.shell_completion,
+        resolve=found.resolve,
+        package=found.package,
+    )

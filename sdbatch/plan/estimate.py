@@ -1,0 +1,69 @@
+"""What a plan will load and fill, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdbatch.cell import Recipe
+from sdbatch.plan.plan import Plan
+from sdbatch.plan.tree import get
+
+PNG_BYTES_PER_PIXEL = 1.8
+"""Of photo-like pictures at the compression level that is used; flat drawings take less."""
+SHOWN_RECIPES = 12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Costs of a plan."""
+
+    loads: str
+    """How often each kind of weight changes, in the plan's order."""
+    recipes: list[str]
+    disk_gb: float
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Count loads in plan order and pixels."""
+    counts = np.bincount(plan.recipe, minlength=len(plan.recipes)).tolist()
+    texts = [f"{describe(recipe)}: {count} images" for recipe, count in zip(plan.recipes, counts, strict=True)]
+    if len(texts) > SHOWN_RECIPES:
+        texts = [*texts[:SHOWN_RECIPES], f"... and {len(texts) - SHOWN_RECIPES} more"]
+    return Estimate(_loads(plan.recipes), texts, _pixels(plan) * PNG_BYTES_PER_PIXEL / 1e9)
+
+
+def describe(recipe: Recipe) -> str:
+    """A recipe in one line: checkpoint, then what is added to it."""
+    added = [file.name for file in (recipe.vae, *recipe.loras, *recipe.embeddings, *recipe.controlnets) if file is not None]
+    return " + ".join([recipe.checkpoint.name, *added])
+
+
+def _loads(recipes: list[Recipe]) -> str:
+    parts = {
+        "checkpoint": [recipe.checkpoint for recipe in recipes],
+        "VAE": [recipe.vae for recipe in recipes],
+        "LoRA stack": [recipe.loras for recipe in recipes],
+        "embeddings": [recipe.embeddings for recipe in recipes],
+        "ControlNets": [recipe.controlnets for recipe in recipes],
+    }
+    told: list[str] = []
+    for name, values in parts.items():
+        changes = sum(1 for before, after in zip([None, *values], values, strict=False) if after and after != before)
+        if changes:
+            told.append(f"{changes} {name}{'s' if changes > 1 and not name.endswith('s') else ''}")
+    return ", ".join(told)
+
+
+def _pixels(plan: Plan) -> float:
+    """Pixels of all cells."""
+    total = np.ones(len(plan))
+    for key in ("width", "height"):
+        base = np.array([get(config, key) for config in plan.groups], dtype=np.float64)[plan.group]
+        column = plan.columns.get(key)
+        if column is not None:
+            values = np.array([*column.values, 0], dtype=np.float64)
+            base = np.where(column.codes >= 0, values[column.codes], base)
+        total *= base
+    return float(total.sum())

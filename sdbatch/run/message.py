@@ -1,0 +1,85 @@
+"""What a worker tells its supervisor: one JSON line each, on its standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A recipe is being brought into memory."""
+
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A block is being made."""
+
+    shard: int
+    cells: list[str]
+    """Image ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A denoising step is done: the heartbeat."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Rows are committed."""
+
+    made: int
+    failed: int
+    image_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The worker cannot go on, and neither would another: a message for the user."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """No work is left for this worker."""
+
+
+Message = Loading | Started | Step | Committed | Refused | Idle
+KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Loading, Started, Step, Committed, Refused, Idle)}
+
+
+class Reporter:
+    """Sends messages. Safe from several threads; a supervisor that is gone is not an error here."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        """Write one line and flush it."""
+        line = json.dumps([type(message).__name__, asdict(message)])
+        with self._lock:
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except (BrokenPipeError, ValueError):
+                return
+
+
+def parse(line: str) -> Message | None:
+    """The message of a line; None for a line that is none (a library that prints)."""
+    try:
+        found: Any = json.loads(line)
+        return KINDS[found[0]](**found[1])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None

@@ -1,0 +1,102 @@
+"""From a command line to a checked plan with its settings. Nothing is written, no weight is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdbatch.config.arguments import Arguments
+from sdbatch.config.compose import Composer, Composition
+from sdbatch.config.schema import identity_defaults
+from sdbatch.config.sweep import Request, read_request, read_space
+from sdbatch.errors import ConfigError
+from sdbatch.plan.cells import prune
+from sdbatch.plan.draft import Sweep, expand
+from sdbatch.plan.files import FileBook
+from sdbatch.plan.identity import canonical
+from sdbatch.plan.plan import Plan
+from sdbatch.plan.resolve import resolve
+from sdbatch.plan.tree import Tree
+from sdbatch.run.settings import Settings, read_settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan that can be run."""
+
+    plan: Plan
+    settings: Settings
+    out: Path
+    config: Tree
+    """The resolved base configuration, for `config.yaml`."""
+    axes: dict[str, int]
+    """Swept key -> number of its distinct values."""
+
+
+def prepare(arguments: Arguments) -> Job:
+    """Compose, expand, check and name everything. Raises ConfigError or PlanError."""
+    composer = Composer(arguments.config_name, arguments.config_dir, arguments.overrides)
+    request = read_request(composer, arguments.overrides, arguments.mode)
+    base = composer.compose(request.fixed, request.literals)
+    space, exclude = read_space(composer, request, base)
+    draft = expand(Sweep(space, exclude, request.values, _composing(composer, request, base), composer.is_group))
+    axes = {key: len(column.values) for key, column in {**draft.labels, **draft.columns}.items()}
+    name = _name(arguments, base)
+    plan = resolve(draft, name, identity_defaults(), FileBook(composer.catalog))
+    launcher = base.hydra.get("launcher") or {}
+    settings = read_settings(base.plain, name, launcher)
+    return Job(plan, settings, _out(base.plain, name, axes), base.plain, axes)
+
+
+class _composing:  # noqa: N801 - reads as a verb where it is used
+    """Compose with further overrides, each distinct list once."""
+
+    def __init__(self, composer: Composer, request: Request, base: Composition) -> None:
+        self.composer = composer
+        self.request = request
+        self.known: dict[tuple[str, ...], Composition] = {(): base}
+
+    def __call__(self, more: Sequence[str]) -> Composition:
+        key = tuple(more)
+        if key not in self.known:
+            literals = dict(self.request.literals)
+            self.known[key] = self.composer.compose([*self.request.fixed, *more], literals)
+        return self.known[key]
+
+
+def _name(arguments: Arguments, base: Composition) -> str:
+    if (given := base.plain["name"]) is not None:
+        name = str(given)
+        if not re.fullmatch(r"[\w][\w .+-]{0,80}", name) or name.endswith((".", " ")):
+            raise ConfigError(f"name={name}: a name has letters, digits, spaces and . _ + - only, at most 80.")
+        return name
+    return arguments.config_name if arguments.config_name != "config" else base.plain["model"]["name"] or "sweep"
+
+
+def _out(config: Tree, name: str, axes: dict[str, int]) -> Path:
+    """The sweep's folder: the same for the same command, and for one that only changes the values of an axis.
+
+    So repeating a command finds what is made, and a longer axis adds to it.
+    """
+    if config["out"] is not None:
+        return Path(config["out"]).expanduser()
+    fixed = prune(config, identity_defaults())
+    for key in axes:
+        _drop(fixed, key)
+    digest = hashlib.sha256(f"{canonical(fixed)} {sorted(axes)}".encode()).hexdigest()[:6]
+    slug = re.sub(r"[^\w+-]+", "-", name).strip("-").lower() or "sweep"
+    return Path(config["paths"]["outputs"]).expanduser() / f"{slug}_{digest}"
+
+
+def _drop(tree: Tree, path: str) -> None:
+    """Remove a swept key; of a swept stack, all of its items."""
+    *parents, last = path.lstrip("+~").split(".")
+    for part in parents:
+        node = tree.get(part)
+        if not isinstance(node, dict):
+            return
+        tree = node
+    tree.pop(last, None)

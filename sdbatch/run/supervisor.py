@@ -1,0 +1,254 @@
+"""Keep one worker process per device alive: heartbeat, restart with backoff, blame for crashes, and stopping."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from sdbatch.results.folder import SweepFolder
+from sdbatch.run.claim import Claims, Crashes
+from sdbatch.run.device import environment
+from sdbatch.run.message import Committed, Idle, Loading, Message, Refused, Started, Step, parse
+from sdbatch.run.worker import Place
+
+HANG_S = 60.0
+"""A worker that denoises and says nothing for this long, or 20 of its steps, hangs."""
+LOADING_HANG_S = 900.0
+"""The same while it loads weights, which may come over a slow network."""
+STOP_S = 30.0
+"""After this long a worker that was asked to stop is killed."""
+BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+QUARANTINE_CRASHES = 6
+"""A device whose workers die this often without one image in between is given up."""
+
+
+@dataclass
+class Child:
+    """A worker process as its supervisor sees it."""
+
+    place: Place
+    process: subprocess.Popen[str] | None = None
+    doing: str = "starting"
+    in_flight: dict[str, None] = field(default_factory=dict[str, None])
+    heard_s: float = 0.0
+    step_s: float = 0.0
+    loading: bool = True
+    crashes: int = 0
+    """In a row, without an image in between."""
+    restart_at_s: float | None = None
+    over: bool = False
+
+
+@dataclass
+class Tally:
+    """What has happened so far."""
+
+    total: int
+    """Cells to make in this run."""
+    made: int = 0
+    failed: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+    notes: list[str] = field(default_factory=list[str])
+    error: str | None = None
+    signal_number: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Images per second since the start."""
+        return (self.made + self.failed) / max(time.monotonic() - self.started_s, 1e-6)
+
+
+class Watcher:
+    """Is shown the state whenever it changes (the progress display)."""
+
+    def show(self, tally: Tally, children: Sequence[Child]) -> None:
+        """Show it."""
+
+    def note(self, text: str) -> None:
+        """Something a user should know: a crash, a restart."""
+
+
+class Supervisor:
+    """Runs the workers of one sweep folder until all work is done."""
+
+    def __init__(self, folder: SweepFolder, places: Sequence[Place], total: int, watcher: Watcher) -> None:
+        self.folder = folder
+        self.children = [Child(place) for place in places]
+        self.tally = Tally(total)
+        self.watcher = watcher
+        self._heard: queue.Queue[tuple[Child, subprocess.Popen[str], Message | None]] = queue.Queue()
+        self._stop_since_s: float | None = None
+        self._log: IO[str] | None = None
+
+    def run(self) -> Tally:
+        """Run to the end, or until a signal or a fault stops it."""
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with self.folder.log.open("a", encoding="utf-8") as self._log:
+                for child in self.children:
+                    self._start(child)
+                while not all(child.over for child in self.children):
+                    self._turn()
+        finally:
+            self._kill_all()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self.tally
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        del frame
+        if self._stop_since_s is not None:
+            self._kill_all()
+            return
+        self.tally.signal_number = number
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        self._stop_since_s = time.monotonic()
+        for child in self.children:
+            if child.process is None:
+                child.over = True
+            else:
+                child.doing = "stopping"
+                with suppress(ProcessLookupError):
+                    child.process.send_signal(signal.SIGTERM)
+
+    def _kill_all(self) -> None:
+        for child in self.children:
+            if child.process is not None and child.process.poll() is None:
+                with suppress(ProcessLookupError):
+                    child.process.kill()
+
+    def _start(self, child: Child) -> None:
+        place = child.place
+        device = "cuda" if place.device.startswith("cuda:") else place.device
+        command = [sys.executable, "-m", "sdbatch", "worker", str(self.folder.path.absolute()), f"index={place.index}", f"workers={place.workers}"]
+        # Its own session: a Ctrl-C in the terminal reaches the supervisor alone, which then asks.
+        child.process = subprocess.Popen(
+            [*command, f"device={device}", f"threads={place.threads or 1}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment(place),
+            start_new_session=True,
+        )
+        child.doing, child.loading, child.heard_s, child.restart_at_s = "starting", True, time.monotonic(), None
+        threading.Thread(target=self._listen, args=(child, child.process), daemon=True).start()
+
+    def _listen(self, child: Child, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if (message := parse(line)) is not None:
+                self._heard.put((child, process, message))
+        process.wait()
+        self._heard.put((child, process, None))
+
+    def _turn(self) -> None:
+        try:
+            child, process, message = self._heard.get(timeout=0.2)
+        except queue.Empty:
+            pass
+        else:
+            if child.process is process:
+                self._take(child, message)
+        self._check_clocks()
+        self.watcher.show(self.tally, self.children)
+
+    def _take(self, child: Child, message: Message | None) -> None:
+        now_s = time.monotonic()
+        match message:
+            case Loading(recipe):
+                child.doing, child.loading = f"loading {recipe}", True
+            case Started(_, cells):
+                child.doing, child.loading = f"denoising {len(cells)}", False
+                child.in_flight.update(dict.fromkeys(cells))
+            case Step(done, total):
+                child.step_s = now_s - child.heard_s
+                child.doing = f"step {done}/{total}"
+            case Committed(made, failed, image_ids):
+                self.tally.made += made
+                self.tally.failed += failed
+                child.crashes = 0
+                for image_id in image_ids:
+                    child.in_flight.pop(image_id, None)
+            case Refused(error):
+                self.tally.error = error
+                self._ask_to_stop()
+            case Idle():
+                child.doing = "done"
+            case None:
+                self._ended(child)
+        child.heard_s = now_s
+
+    def _ended(self, child: Child) -> None:
+        assert child.process is not None
+        code = child.process.returncode
+        child.process = None
+        Claims(self.folder.claims, "").drop_all(child.place.name)
+        if code == 0 or self._stop_since_s is not None or self.tally.error is not None:
+            child.over = True
+            return
+        child.crashes += 1
+        blamed = list(child.in_flight)
+        child.in_flight.clear()
+        if blamed:
+            Crashes(self.folder.claims).add(blamed)
+        cause = f"{child.place.name} ({child.place.device}) died: {describe_exit(code)}"
+        if child.crashes >= QUARANTINE_CRASHES:
+            child.over = True
+            child.doing = "given up"
+            self._note(f"{cause}. {child.crashes} times in a row without an image: this device is given up. See {self.folder.log}.")
+            if all(other.over for other in self.children):
+                self.tally.error = f"every device was given up; the last one: {cause}. See {self.folder.log}."
+            return
+        wait_s = BACKOFF_S[min(child.crashes - 1, len(BACKOFF_S) - 1)]
+        child.restart_at_s = time.monotonic() + wait_s
+        child.doing = "restarting"
+        again = f" Its {len(blamed)} images in the making are tried again." if blamed else ""
+        self._note(f"{cause}. Restarting it.{again}")
+
+    def _note(self, text: str) -> None:
+        self.tally.notes.append(text)
+        self.watcher.note(text)
+        if self._log is not None:
+            self._log.write(f"sdbatch: {text}\n")
+            self._log.flush()
+
+    def _check_clocks(self) -> None:
+        now_s = time.monotonic()
+        if self._stop_since_s is not None and now_s - self._stop_since_s > STOP_S:
+            self._kill_all()
+        for child in self.children:
+            if child.restart_at_s is not None and now_s >= child.restart_at_s:
+                if self._stop_since_s is not None:
+                    child.over = True
+                else:
+                    self._start(child)
+            silent_s = now_s - child.heard_s
+            limit_s = LOADING_HANG_S if child.loading else max(HANG_S, 20 * child.step_s)
+            if child.process is not None and silent_s > limit_s:
+                self._note(f"{child.place.name} ({child.place.device}) has said nothing for {silent_s:.0f} s while {child.doing}: killing it.")
+                child.heard_s = now_s
+                child.process.kill()
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words, with the likely cause."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    hints = {
+        "SIGKILL": "probably out of memory, or killed by hand",
+        "SIGBUS": "a weight file changed on disk while it was in use, or the disk is full",
+        "SIGSEGV": "a crash in native code",
+    }
+    return f"{name} ({hints[name]})" if name in hints else name

@@ -1,0 +1,253 @@
+"""One worker: claim a shard, make what is missing of it block by block, commit, until no work is left.
+
+Knows nothing of who started it. All state is in the sweep folder; messages on standard output are for whoever watches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from sdbatch.cell import Cell
+from sdbatch.errors import CellError, FolderError, SdbatchError
+from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch, batch_key, build_engine
+from sdbatch.plan.store import PlanFile
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.commit import read_part
+from sdbatch.results.reader import damage_of
+from sdbatch.results.row import Origin, Row
+from sdbatch.results.schema import OK
+from sdbatch.results.writer import BlockWriter, Failure, Outcome
+from sdbatch.run.claim import Claims, Crashes
+from sdbatch.run.message import Committed, Idle, Loading, Refused, Reporter, Started, Step
+from sdbatch.run.settings import Settings
+from sdbatch.run.stop import Stop, Stopped
+
+log = logging.getLogger(__name__)
+
+POISON_CRASHES = 3
+"""A cell that was alone in its batch at the last of this many crashes is failed; the others go on."""
+ISOLATE_CRASHES = 2
+"""After this many crashes the cells of a batch are made one by one, to find the one that kills."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which worker of how many, on which device."""
+
+    index: int = 0
+    workers: int = 1
+    device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As rows and claims call it."""
+        return f"worker-{self.index}"
+
+
+@dataclass
+class Worker:
+    """The state of one worker process."""
+
+    folder: SweepFolder
+    place: Place
+    reporter: Reporter = field(default_factory=Reporter)
+    stop: Stop = field(default_factory=Stop)
+
+    def __post_init__(self) -> None:
+        self.plan = PlanFile(self.folder.plan)
+        self.about = self.folder.read_about()
+        self.settings = Settings.from_dict(self.about["settings"])
+        self.claims = Claims(self.folder.claims, self.place.name)
+        self.crashes = Crashes(self.folder.claims)
+        self.done: set[str] = set()
+        self.engines: dict[str, Engine] = {}
+
+    def run(self) -> int:
+        """Work until nothing is left or a stop is asked for. Returns the exit code."""
+        origin = Origin(self.settings.name, self.place.name)
+        try:
+            with BlockWriter(self.folder, origin, self.plan.cells, self._report) as writer:
+                self._work(writer)
+        except Stopped:
+            return self.stop.exit_code
+        except FolderError as error:
+            self.reporter.send(Refused(str(error)))
+            return 1
+        self.reporter.send(Idle())
+        return 0
+
+    def _report(self, rows: list[Row]) -> None:
+        good = [row["image_id"] for row in rows if row["status"] == "ok"]
+        self.reporter.send(Committed(len(good), len(rows) - len(good), [row["image_id"] for row in rows]))
+
+    def _work(self, writer: BlockWriter) -> None:
+        for shard in self.claims.iter_open(self.plan.shards, self.place.index, self.place.workers):
+            self.stop.check()
+            if not self.claims.take(shard):
+                continue
+            try:
+                self._make_shard(shard, writer)
+                writer.flush()
+            except BaseException:
+                self.claims.drop(shard)
+                raise
+            self.claims.finish(shard)
+
+    def _make_shard(self, shard: int, writer: BlockWriter) -> None:
+        cells = self.plan.shard(shard)
+        self.done = shard_done(self.folder, shard)
+        if all(cell.image_id in self.done for cell in cells):
+            return
+        try:
+            engine = self._engine(cells[0])
+        except SdbatchError as error:
+            # These weights cannot be used: their cells fail with the reason, other recipes go on.
+            writer.put(shard, [Failure(cell, str(error)) for cell in cells if cell.image_id not in self.done])
+            return
+        self._make_blocks(shard, list(blocks(cells, self._batch_size(engine, cells[0]))), engine, writer)
+
+    def _make_blocks(self, shard: int, todo: list[list[Cell]], engine: Engine, writer: BlockWriter) -> None:
+        """Denoise block after block; decoding and committing one overlaps denoising the next."""
+        crashes = self.crashes.read()
+        waiting: _Waiting | None = None
+        try:
+            for block in todo:
+                if all(cell.image_id in self.done for cell in block):
+                    continue
+                worst = max(crashes.get(cell.image_id, 0) for cell in block)
+                if worst >= ISOLATE_CRASHES:
+                    waiting = self._settle(waiting, writer)
+                    self._make_alone(shard, block, crashes, engine, writer)
+                    continue
+                self.reporter.send(Started(shard, [cell.image_id for cell in block]))
+                started = self._start(engine, block)
+                self._settle(waiting, writer)
+                waiting = _Waiting(shard, started, worst + 1)
+        finally:
+            # Also when a stop was asked for: what is denoised is not thrown away.
+            self._settle(waiting, writer)
+
+    def _make_alone(self, shard: int, block: list[Cell], crashes: dict[str, int], engine: Engine, writer: BlockWriter) -> None:
+        """The cells of a block that kills workers, one at a time, so that only the one to blame is failed."""
+        for cell in block:
+            if cell.image_id in self.done:
+                continue
+            attempts = crashes.get(cell.image_id, 0)
+            if attempts >= POISON_CRASHES:
+                error = f"its worker died {attempts} times while making it, the last time alone in its batch"
+                writer.put(shard, [Failure(cell, error)], attempts)
+                continue
+            self.reporter.send(Started(shard, [cell.image_id]))
+            self._settle(_Waiting(shard, self._start(engine, [cell]), attempts + 1), writer)
+            writer.flush()
+
+    def _settle(self, waiting: _Waiting | None, writer: BlockWriter) -> None:
+        """Decode a waiting block and hand it to the writer."""
+        if waiting is not None:
+            outcomes = [outcome for outcome in waiting.outcomes() if outcome.cell.image_id not in self.done]
+            writer.put(waiting.shard, outcomes, waiting.attempts)
+
+    def _engine(self, cell: Cell) -> Engine:
+        """The engine with the cell's recipe in memory. Raises SdbatchError."""
+        recipe = cell.recipe
+        if recipe.engine not in self.engines:
+            self.reporter.send(Loading(recipe.engine))
+            self.engines[recipe.engine] = build_engine(recipe.engine, self.place.device, self.place.threads)
+        engine = self.engines[recipe.engine]
+        self.reporter.send(Loading(", ".join([recipe.checkpoint.name, *(lora.name for lora in recipe.loras)])))
+        engine.prepare(recipe)
+        return engine
+
+    def _batch_size(self, engine: Engine, cell: Cell) -> int:
+        """The sweep's batch size. The first worker to ask an engine settles it for all, so that a resume makes equal bytes."""
+        if self.settings.batch_size is not None:
+            return self.settings.batch_size
+        key = f"{cell.recipe.family} {cell.width}x{cell.height}"
+        sizes: dict[str, int] = self.folder.read_about().get("batch_sizes", {})
+        if key not in sizes:
+            sizes[key] = engine.auto_batch_size(cell)
+            self.folder.write_about({**self.folder.read_about(), "batch_sizes": sizes})
+        return sizes[key]
+
+    def _start(self, engine: Engine, cells: list[Cell]) -> list[tuple[list[Cell], PendingBatch | str]]:
+        """Denoise, halving on out-of-memory and isolating a cell that fails."""
+        try:
+            return [(cells, engine.start(cells, self._on_step))]
+        except OutOfMemory as error:
+            if len(cells) == 1 or self.settings.on_oom == "fail":
+                return [(cells, f"out of memory with batch size {len(cells)}: {error}")]
+            log.warning("out of memory with batch size %d, halving it", len(cells))
+        except CellError as error:
+            if len(cells) == 1:
+                return [(cells, str(error))]
+        except Stopped:
+            raise
+        except Exception as error:
+            if is_sticky(error):
+                raise
+            log.exception("a batch of %d failed", len(cells))
+            if len(cells) == 1:
+                return [(cells, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")]
+        middle = math.ceil(len(cells) / 2)
+        return self._start(engine, cells[:middle]) + self._start(engine, cells[middle:])
+
+    def _on_step(self, done: int, total: int) -> None:
+        self.reporter.send(Step(done, total))
+        self.stop.at_step(done, total, time.monotonic())
+
+
+@dataclass
+class _Waiting:
+    """A block whose denoising is done and whose decoding overlaps the next."""
+
+    shard: int
+    started: list[tuple[list[Cell], PendingBatch | str]]
+    attempts: int
+
+    def outcomes(self) -> list[Outcome]:
+        """Decode."""
+        found: list[Outcome] = []
+        for cells, pending in self.started:
+            if isinstance(pending, str):
+                found += [Failure(cell, pending) for cell in cells]
+                continue
+            try:
+                found += pending.finish()
+            except CellError as error:
+                found += [Failure(cell, str(error)) for cell in cells]
+        return found
+
+
+def shard_done(folder: SweepFolder, shard: int) -> set[str]:
+    """Ids of the shard's cells that are committed and whose images are there."""
+    done: set[str] = set()
+    for part in folder.rows.glob(f"part-{shard:06d}-*.parquet"):
+        if damage_of(part) is not None:
+            continue
+        for row in read_part(part, ("image_id", "status", "image", "image_bytes")).to_pylist():
+            path = folder.path / (row["image"] or "")
+            if row["status"] == OK and path.is_file() and path.stat().st_size == row["image_bytes"]:
+                done.add(row["image_id"])
+    return done
+
+
+def blocks(cells: Sequence[Cell], batch_size: int) -> Iterator[list[Cell]]:
+    """The batches of a shard: runs of cells that may share one, cut at the batch size.
+
+    A function of the plan and the batch size alone, so that a resumed sweep denoises the same batches.
+    """
+    for _, run in groupby(cells, key=batch_key):
+        whole = list(run)
+        for start in range(0, len(whole), batch_size):
+            yield whole[start : start + batch_size]
+
+
+def is_sticky(error: Exception) -> bool:
+    """Whether a CUDA context is broken for good: only a new process helps."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)

@@ -1,0 +1,29 @@
+"""`sdbatch plan KEY=VALUE ...`: what a run would make, load and cost, and every fault in it. Nothing is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sdbatch.config.arguments import read_arguments
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Plan and print. Returns the exit code."""
+    from sdbatch.plan.estimate import estimate
+    from sdbatch.results.folder import SweepFolder
+    from sdbatch.results.reader import committed
+    from sdbatch.run.prepare import prepare
+
+    job = prepare(read_arguments(arguments))
+    folder = SweepFolder(job.out)
+    done = committed(folder).done if folder.is_sweep else set[str]()
+    made = sum(image_id in done for image_id in job.plan.image_ids)
+    told = estimate(job.plan)
+    lines = [f"{job.settings.name}: {len(job.plan)} images in {job.out}" + (f", {made} of them made already" if made else "")]
+    lines += [f"  axis     {key}: {count}" for key, count in job.axes.items()]
+    lines += [f"  recipes  {len(job.plan.recipes)}; loads: {told.loads}"]
+    lines += [f"  recipe   {text}" for text in told.recipes]
+    lines += [f"  disk     about {told.disk_gb:.2f} GB of images", f"  shards   {job.plan.shards}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0

@@ -1,0 +1,62 @@
+"""`sdbatch replay IMAGE.png [to=FILE]`: make an image again from what its PNG says, and compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdbatch.cell import Cell
+from sdbatch.errors import ConfigError
+from sdbatch.verbs.words import read_words
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Replay. Returns 0 when the same bytes came out, 1 when not."""
+    words = read_words("replay", arguments, ("IMAGE",), {"to": "", "models": "models", "device": ""})
+    from sdbatch.results.png import png_of
+    from sdbatch.run.replay import make_again
+
+    image = Path(words["IMAGE"])
+    cell = read_recorded(image, words["models"].split(","))
+    picture = make_again(image, cell, words["device"] or None)
+    data = png_of(cell, picture.pixels, picture.facts.get("autov3"))
+    to = Path(words["to"]) if words["to"] else image.with_name(f"{image.stem}.replay.png")
+    if to.resolve() == image.resolve():
+        raise ConfigError(f"to={to}: this is the image itself. Choose another name.")
+    to.write_bytes(data)
+    same = hashlib.sha256(data).digest() == hashlib.sha256(image.read_bytes()).digest()
+    sys.stdout.write(f"{to}: {'the same bytes' if same else 'not the same bytes; devices, versions and batch sizes change the last digits'}\n")
+    return 0 if same else 1
+
+
+def read_recorded(image: Path, models: Sequence[str]) -> Cell:
+    """The cell of a PNG, its files found again by name and checked by content. Raises SdbatchError."""
+    from sdbatch.config.schema import identity_defaults
+    from sdbatch.errors import WeightFileError
+    from sdbatch.plan.cells import cell_of, recipe_of
+    from sdbatch.plan.files import FileBook
+    from sdbatch.plan.identity import file_digests, image_id
+    from sdbatch.results.png import read_cell
+    from sdbatch.weights.catalog import Catalog
+
+    facts = read_cell(image)
+    config = json.loads(facts["config"])
+    book = FileBook(Catalog([Path(root) for root in models]))
+    digests = file_digests(config, book)
+    found = image_id(config, identity_defaults(), digests)
+    cell = cell_of(config, recipe_of(config, book), book, facts["image_id"])
+    if found != facts["image_id"]:
+        changed = changed_files(facts["recipe"], cell)
+        raise WeightFileError(f"{image}: cannot be made again, because these files are not the same as then: {', '.join(changed) or 'its configs'}.")
+    return cell
+
+
+def changed_files(recorded: dict[str, object], cell: Cell) -> list[str]:
+    """Names of the weight files whose content is not what the PNG recorded."""
+    then = json.dumps(recorded)
+    recipe = cell.recipe
+    files = [recipe.checkpoint, recipe.vae, *recipe.loras, *recipe.embeddings, *recipe.controlnets]
+    return [file.name for file in files if file is not None and file.sha256 not in then]

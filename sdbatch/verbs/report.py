@@ -1,0 +1,88 @@
+"""What a run leaves at its end: exports, the grid, MLflow, and the lines that say where all of it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from sdbatch.errors import SdbatchError
+from sdbatch.run.display import duration
+from sdbatch.run.launch import Outcome, start_tracking
+import time
+
+
+def finish(outcome: Outcome, tracking_uri: str | None) -> int:
+    """Export, draw, record and report. A fault in one of these costs no image and is told, not raised."""
+    wait_tracking = _track(outcome, tracking_uri)
+    lines = _made(outcome)
+    if outcome.done:
+        lines += _guarded("export", outcome, _export)
+        lines += _guarded("grid", outcome, _grid)
+    lines += [f"  table    {outcome.folder.rows}/  (pandas.read_parquet, DuckDB, datasets)"]
+    lines += wait_tracking()
+    lines += _how_to_go_on(outcome)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return outcome.exit_code
+
+
+def _made(outcome: Outcome) -> list[str]:
+    tally = outcome.tally
+    if not tally.total:
+        return [f"{outcome.settings.name}: all {outcome.cells} images are made already; nothing to do.", f"  images   {outcome.folder.images}/"]
+    took_s = time.monotonic() - tally.started_s
+    failed = f", {tally.failed} failed" if tally.failed else ""
+    head = f"{outcome.settings.name}: {tally.made} images made in {duration(took_s)} ({tally.rate:.2f}/s){failed}; {outcome.done} of {outcome.cells} are there."
+    return [head, f"  images   {outcome.folder.images}/"]
+
+
+def _guarded(what: str, outcome: Outcome, action: Callable[[Outcome], list[str]]) -> list[str]:
+    try:
+        return action(outcome)
+    except SdbatchError as error:
+        return [f"  {what:<8} not made: {error}"]
+
+
+def _export(outcome: Outcome) -> list[str]:
+    if outcome.settings.export == "files":
+        return []
+    from sdbatch.verbs.export import export_folder
+
+    return [f"  dataset  {export_folder(outcome.folder, outcome.settings.export)}/"]
+
+
+def _grid(outcome: Outcome) -> list[str]:
+    if not outcome.settings.grid or not 2 <= outcome.cells <= outcome.settings.grid_limit:
+        return []
+    from sdbatch.verbs.grid import draw_folder
+
+    return [f"  grid     {draw_folder(outcome.folder)}"]
+
+
+def _track(outcome: Outcome, uri: str | None) -> Callable[[], list[str]]:
+    """Start the projection now, so that it runs beside the rest; the returned function waits for it."""
+    if outcome.settings.tracking == "none" or not (outcome.done or outcome.tally.failed):
+        return list
+    process = start_tracking(outcome, uri)
+
+    def wait() -> list[str]:
+        output, _ = process.communicate()
+        text = output.decode(errors="replace").strip().splitlines()
+        return [f"  mlflow   {line}" for line in text[-2:]] or [f"  mlflow   not sent; `sdbatch track {outcome.folder.path}` will send it"]
+
+    return wait
+
+
+def _how_to_go_on(outcome: Outcome) -> list[str]:
+    left = outcome.cells - outcome.done
+    lines: list[str] = []
+    if outcome.tally.error is not None:
+        lines.append(f"Stopped: {outcome.tally.error}")
+    if outcome.tally.failed:
+        lines.append(f"{outcome.tally.failed} failed: `sdbatch status {outcome.folder.path}` lists them with the reasons.")
+    if left > 0:
+        lines.append(f"{left} images are left. Go on: sdbatch resume {outcome.folder.path}")
+    with suppress(ValueError):
+        lines = [line.replace(str(Path.cwd()) + "/", "") for line in lines]
+    return lines

@@ -1,0 +1,96 @@
+"""`--help`, `--cfg`, `--info` and shell completion."""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+
+from sdbatch.cli import VERBS
+from sdbatch.config.arguments import Arguments
+from sdbatch.config.compose import Composer
+from sdbatch.config.search import PACKAGED
+from sdbatch.errors import ConfigError, did_you_mean
+
+USAGE = """\
+sdbatch turns Stable Diffusion sweeps into configuration.
+
+  sdbatch prompt="a red fox" seed=3                       one image
+  sdbatch lora=style_a,style_b 'seed=range(0,4)' -m       a sweep: one job per LoRA, four seeds each
+  sdbatch 'lora=[style_a,style_b]' lora.style_a.weight=0,0.5,1 -m      a stack of two, three strengths
+  sdbatch plan ...                                        the same, shown but not run
+"""
+
+
+def show(asked: Arguments) -> int:
+    """Answer; nothing is planned or run. Returns the exit code."""
+    composer = Composer(asked.config_name, asked.config_dir, asked.overrides)
+    if asked.help:
+        sys.stdout.write(_group_help(composer, asked.overrides[0]) if asked.overrides else _help(composer))
+        return 0
+    # Composing first gives our own message for a wrong key, in place of Hydra's.
+    hydra = Hydra.create_main_hydra2("sdbatch", create_automatic_config_search_path(None, None, PACKAGED))
+    overrides = list(asked.overrides)
+    if asked.completion:
+        hydra.shell_completion(config_name=asked.config_name, overrides=overrides)
+    elif asked.show:
+        composer.compose(overrides)
+        hydra.show_cfg(asked.config_name, overrides, cfg_type=asked.show, package=asked.package, resolve=asked.resolve)
+    elif asked.info:
+        hydra.show_info(asked.info, config_name=asked.config_name, overrides=overrides)
+    return 0
+
+
+def _help(composer: Composer) -> str:
+    lines = [USAGE, "Verbs (the first word; run when left out):"]
+    lines += [f"  {verb:<9} {what}" for verb, what in VERBS.items()]
+    lines += ["", "Groups (GROUP=OPTION; `sdbatch --help GROUP` tells more of each option):"]
+    for group in [*composer.groups(), "hydra/launcher"]:
+        options = [option for option in composer.options(group) if option not in ("none", "default")]
+        shown = ", ".join(options[:8]) + (f", ... ({len(options)})" if len(options) > 8 else "")
+        lines.append(f"  {group:<15} {shown}")
+    plain = composer.compose([]).plain
+    keys = [f"{key}={value}" for key, value in plain.items() if not isinstance(value, dict)]
+    lines += ["", "Keys: " + ", ".join(keys), "      and every key of a group, such as lora.style_a.weight=0.5 or memory.device=cuda:0"]
+    lines += ["", "`sdbatch --cfg job` prints the composed configuration. `-cd FOLDER -cn JOB` runs a job file."]
+    lines += ["Complete options in bash: eval \"$(sdbatch -sc install=bash)\"", ""]
+    return "\n".join(lines)
+
+
+def _group_help(composer: Composer, group: str) -> str:
+    if not composer.is_group(group):
+        raise ConfigError(f"--help {group}: there is no such group. {did_you_mean(group, composer.groups())}")
+    lines = [f"{group}:"]
+    for option in composer.options(group):
+        lines.append(f"  {option:<26} {_first_line(composer, group, option)}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(composer: Composer, group: str, option: str) -> str:
+    """The comment that opens an option's YAML; of a file: where it is."""
+    for source in composer.loader.repository.get_sources():
+        path = source.path.removeprefix("file://") if source.scheme() == "file" else None
+        text = _yaml_text(path, group, option) if path is not None else _packaged_text(source.path, group, option)
+        for line in (text or "").splitlines():
+            if line.startswith("#") and not line.startswith("# @package"):
+                return line.lstrip("# ").strip()
+    try:
+        return str(composer.catalog.options(group).get(option, ""))
+    except ConfigError:
+        return ""
+
+
+def _yaml_text(folder: str, group: str, option: str) -> str | None:
+    path = Path(folder) / group / f"{option}.yaml"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _packaged_text(module: str, group: str, option: str) -> str | None:
+    if module != "sdbatch.conf":
+        return None
+    path = files(module).joinpath(*group.split("/"), f"{option}.yaml")
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+

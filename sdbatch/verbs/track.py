@@ -1,0 +1,21 @@
+"""`sdbatch track OUT`: send a sweep's rows to MLflow; what is there already is not sent again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdbatch.verbs.words import read_words
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Project. Returns 0 when all is sent, 1 when the rest waits for the next call."""
+    words = read_words("track", arguments, ("OUT",), {"uri": "", "experiment": "sdbatch"})
+    from sdbatch.tracking.project import project
+    from sdbatch.tracking.target import Target, default_uri
+
+    folder = Path(words["OUT"])
+    report = project(folder, Target(words["uri"] or default_uri(folder), words["experiment"]))
+    sys.stdout.write(f"{report}\n")
+    return 0 if report.ok else 1

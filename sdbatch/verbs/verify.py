@@ -1,0 +1,31 @@
+"""`sdbatch verify OUT [full=true] [repair=true]`: check a sweep's images against its rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sdbatch.errors import FolderError
+from sdbatch.verbs.words import read_words
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Verify, and with `repair=true` take back what does not hold. Returns 0 when all is sound, 1 otherwise."""
+    words = read_words("verify", arguments, ("OUT",), {"full": "false", "repair": "false"})
+    from sdbatch.results.folder import SweepFolder
+    from sdbatch.results.verify import repair, verify
+
+    folder = SweepFolder(words["OUT"])
+    if not folder.is_sweep:
+        raise FolderError(f"{words['OUT']}: there is no sweep here. Give the folder of a sweep, such as outputs/NAME.")
+    report = verify(folder, full=words["full"] == "true")
+    sys.stdout.write(f"{report}\n")
+    if report.is_sound:
+        return 0
+    if words["repair"] == "true":
+        with folder.lock():
+            count = repair(folder, report)
+        sys.stdout.write(f"{count} images were taken back. Make them again: sdbatch resume {folder.path}\n")
+    else:
+        sys.stdout.write(f"Take back what does not hold: sdbatch verify {folder.path} full={words['full']} repair=true\n")
+    return 1
