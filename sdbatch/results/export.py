@@ -30,6 +30,8 @@ from sdbatch.results.tar_shard import write_tar_shard
 MARKER = ".export.json"
 """Says what an export holds. The dot keeps it out of the way of readers that take a whole folder."""
 
+MEGABYTE = 1_000_000
+
 Sample = tuple[Row, bytes]
 """A row and the bytes of its PNG."""
 
@@ -75,7 +77,7 @@ def export_webdataset(folder: SweepFolder, out: Path | str, shard_mb: int = 256)
 
 
 def _export(folder: SweepFolder, out: Path, form: _Format, shard_mb: int) -> Export:
-    counts, size, content = _cut(folder, shard_mb * 1_000_000)
+    counts, size, content = _cut(folder, shard_mb * MEGABYTE)
     names = tuple(form.file_name.format(number, len(counts)) for number in range(len(counts)))
     facts = {"format": form.name, "shards": names, "images": sum(counts), "size": size, "content": content}
     mark = hashlib.sha256(canonical_json(facts).encode()).hexdigest()

@@ -27,7 +27,7 @@ _ESCAPED = re.compile(r"(Negative prompt|Steps)(\\*)\\:")
 _NEGATIVE = "\nNegative prompt: "
 _PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _HASHES = re.compile(r"(?:^|, )Hashes: (\{[^}]*\})$")
-_UNSAFE = re.compile(r'[,:"\x00-\x1f]|^\s|\s$')
+_UNSAFE = re.compile(r'[,:"{\x00-\x1f]|^\s|\s$')
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,8 @@ def _number(value: float) -> str:
 
 
 def _quote(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if _UNSAFE.search(value) else value
+    # No brace in a value: it could be taken for the beginning of the hashes.
+    return json.dumps(value, ensure_ascii=False).replace("{", "\\u007b") if _UNSAFE.search(value) else value
 
 
 def _unquote(value: str) -> str:

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdbatch.errors import FolderError
+from sdbatch.results.commit import part_bytes, publish_rows
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.reader import committed, iter_rows, load_rows
+from sdbatch.results.row import failed_row
+from sdbatch.results.schema import SCHEMA
+from sdbatch.results.upkeep import drop_rows, merge_parts, recover
+from sdbatch.results.verify import verify
+from sdbatch.results.writer import Failure
+from tests.results.conftest import Fill
+from tests.results.samples import ORIGIN, make_cell, make_picture
+
+IDS = [make_cell(seed).image_id for seed in range(6)]
+
+
+def test_a_damaged_part_is_named_and_hides_no_other(sweep: SweepFolder, caplog: pytest.LogCaptureFixture) -> None:
+    whole = sweep.part(0, 1).read_bytes()
+    for damaged in (b"", whole[:-1], whole[: len(whole) // 2], b"x" * 100):
+        sweep.part(0, 1).write_bytes(damaged)
+        state = committed(sweep)
+        assert state.done == {*IDS[:2], *IDS[4:]} and list(state.unreadable) == [sweep.part(0, 1)]
+        assert list(verify(sweep).unreadable) == [sweep.part(0, 1)]
+    with caplog.at_level(logging.WARNING):
+        assert load_rows(sweep).num_rows == 4
+    assert "part-000000-00001.parquet" in caplog.text
+    assert not recover(sweep).done & set(IDS[2:4])
+    assert (sweep.damaged / "part-000000-00001.parquet").exists() and not committed(sweep).unreadable
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_never_changes_what_is_committed(sweep: SweepFolder, place: float, bit: int) -> None:
+    """It is noticed, or it is where nothing is kept; it never becomes another value of a page."""
+    part = sweep.part(0, 1)
+    whole = part.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    broken = bytearray(whole)
+    broken[4 + int(place * (footer - 4))] ^= 1 << bit
+    expected = load_rows(sweep)
+    part.write_bytes(broken)
+    try:
+        rest = load_rows(sweep)
+        assert rest.equals(expected) or rest.equals(expected.filter(pa.array([True, True, False, False, True, True])))
+        assert verify(sweep).unreadable or rest.equals(expected)
+    finally:
+        part.write_bytes(whole)
+
+
+def test_an_image_that_is_gone_or_cut_short_is_lost(sweep: SweepFolder) -> None:
+    (sweep.images / f"{IDS[0]}.png").unlink()
+    with (sweep.images / f"{IDS[3]}.png").open("r+b") as handle:
+        handle.truncate(100)
+    (sweep.images / f"{IDS[5]}.png").write_bytes(b"")
+    state = committed(sweep)
+    assert set(state.lost) == {IDS[0], IDS[3], IDS[5]} and state.done == {IDS[1], IDS[2], IDS[4]}
+    assert recover(sweep).done == state.done
+    assert not committed(sweep).lost and load_rows(sweep).num_rows == 3
+
+
+def test_rows_of_one_image_count_once_a_success_before_a_fault(fill: Fill) -> None:
+    folder = fill([[make_picture(0)], [Failure(make_cell(0), "late")], [Failure(make_cell(1), "early")], [make_picture(1)]])
+    table = load_rows(folder, ["image_id", "status", "error"])
+    assert dict(zip(table["image_id"].to_pylist(), table["status"].to_pylist(), strict=True)) == {IDS[0]: "ok", IDS[1]: "ok"}
+    assert committed(folder).done == {IDS[0], IDS[1]}
+
+
+def test_of_equal_rows_the_later_counts(folder: SweepFolder) -> None:
+    for block, error in enumerate(("first", "second")):
+        publish_rows(folder, (0, block), [failed_row(make_cell(0), error, ORIGIN)])
+    assert load_rows(folder)["error"].to_pylist() == ["second"]
+
+
+def test_dropped_rows_are_gone_for_every_reader(sweep: SweepFolder) -> None:
+    assert drop_rows(sweep, [IDS[0], IDS[2], IDS[3], "f" * 32]) == 3
+    assert sorted(load_rows(sweep)["image_id"].to_pylist()) == sorted([IDS[1], IDS[4], IDS[5]])
+    assert committed(sweep).done == {IDS[1], IDS[4], IDS[5]}
+    assert drop_rows(sweep, [IDS[0]]) == 0 and drop_rows(sweep, []) == 0
+
+
+def test_recover_retries_faults_only_when_asked(fill: Fill) -> None:
+    folder = fill([[make_picture(0), Failure(make_cell(1), "no")]])
+    assert recover(folder).faulty == {IDS[1]}
+    assert recover(folder, retry_faulty=True).faulty == set() and load_rows(folder).num_rows == 1
+
+
+def test_merged_parts_hold_the_same_rows(sweep: SweepFolder) -> None:
+    before = load_rows(sweep).sort_by("image_id")
+    assert merge_parts(sweep, shard=1) == 0
+    assert merge_parts(sweep) == 3
+    assert [sweep.place(part) for part in sweep.parts()] == [(0, 3)]
+    assert load_rows(sweep).sort_by("image_id").equals(before) and merge_parts(sweep) == 0
+
+
+def test_a_part_of_an_earlier_version_lacks_a_column(sweep: SweepFolder) -> None:
+    table = load_rows(sweep).drop_columns(["threads"])
+    sweep.part(7, 0).write_bytes(part_bytes(table.set_column(0, "image_id", pa.array([f"{n:032x}" for n in range(6)]))))
+    assert load_rows(sweep, ["threads"])["threads"].null_count == 6 and load_rows(sweep).num_rows == 12
+
+
+def test_a_wrong_column_is_named(sweep: SweepFolder) -> None:
+    with pytest.raises(FolderError, match=r"promt: no such column.*prompt"):
+        load_rows(sweep, ["promt"])
+    assert load_rows(SweepFolder(sweep.path / "nowhere")).num_rows == 0
+
+
+def test_two_hundred_thousand_rows_are_read_in_little_time_and_memory(folder: SweepFolder) -> None:
+    count = 20_000
+    empty = {field.name: pa.nulls(count, field.type) for field in SCHEMA}
+    for block in range(10):
+        ids = pa.array([f"{number:032x}" for number in range(block * count, (block + 1) * count)])
+        columns = empty | {"image_id": ids, "status": pa.array(np.full(count, "failed")), "prompt": pa.array(["x" * 500] * count)}
+        folder.part(0, block).write_bytes(part_bytes(pa.table(columns, schema=SCHEMA)))
+    start = time.process_time()
+    state = committed(folder)
+    tables = iter_rows(folder, ["image_id", "prompt"])
+    before = pa.total_allocated_bytes()
+    peak = 0
+    rows = 0
+    for table in tables:
+        rows += table.num_rows
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert len(state.faulty) == rows == 10 * count
+    assert peak < 60e6, f"{peak / 1e6:.0f} MB held; all prompts are 100 MB"
+    assert time.process_time() - start < 10
