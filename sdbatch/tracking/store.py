@@ -26,6 +26,9 @@ _Result = TypeVar("_Result")
 SHARED_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p"})
 """SQLite asks that all its users are on one machine; on these its locks may not hold."""
 
+_OURS: dict[str, str] = {}
+"""Environment variables that this module set; those of the user stay as they are."""
+
 _FOREIGN = re.compile(r"[^\w.-]+")
 
 
@@ -238,6 +241,7 @@ def _set_patience(timeout_s: int) -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("MLFLOW_LOGGING_LEVEL", "WARNING"),
     ):
-        os.environ.setdefault(name, value)
+        if os.environ.get(name) == _OURS.get(name):
+            os.environ[name] = _OURS[name] = value
     # Its retries are told once, in our own error.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

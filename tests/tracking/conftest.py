@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sdbatch.results.commit import commit_block
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import Origin
 from sdbatch.results.writer import Failure, record
+from sdbatch.tracking.store import make_sqlite
+from sdbatch.tracking.target import Target
 
 SIDE = 16
 STYLE = WeightFile("style_a", "/models/loras/style_a.safetensors", "a" * 64)
@@ -24,7 +27,7 @@ SweepMaker = Callable[..., Path]
 
 def colour_of(weight: float, seed: int) -> tuple[int, int, int]:
     """What the image of that cell shows."""
-    return round(weight * 200), 20 + seed * 10, 90
+    return round(weight * 100), 20 + seed * 10, 90
 
 
 def make_cell(weight: float, seed: int, prompt: str = "a fox", config: str = "{}") -> Cell:
@@ -69,3 +72,20 @@ def make_sweep(tmp_path: Path) -> SweepMaker:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database as MLflow's migrations leave it, made once."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    make_sqlite(path)
+    return path
+
+
+@pytest.fixture
+def target(empty_database: Path, tmp_path: Path) -> Target:
+    """The default store of the sweeps in this test's `outputs`."""
+    path = tmp_path / "outputs" / "mlflow.db"
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(empty_database, path)
+    return Target(f"sqlite:///{path}")
