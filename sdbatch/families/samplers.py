@@ -69,7 +69,7 @@ _TABLE = (
     _sampler("ddpm", "DDPM", "Automatic", "DDPM"),
     _sampler("pndm", "PLMS", "Automatic", "PNDM", skip_prk_steps=True),
     _sampler("lcm", "LCM", "Automatic", "LCM"),
-    _sampler("tcd", "TCD", "Automatic", "TCD"),
+    _sampler("tcd", "TCD", "Automatic", "TCD", eta=0.3),
 )
 
 SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _TABLE}

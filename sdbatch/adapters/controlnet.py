@@ -1,0 +1,179 @@
+"""ControlNets: a copy of the UNet's first half that reads a picture and tells the UNet where things are.
+
+Each image of a batch has its own picture, weight and window of steps. A weight of 0 adds exactly nothing.
+
+Shapes: B batch, N what the UNet is given (2B with guidance: all unconditional ones first), C channels, H, W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from PIL import Image
+from torch import Tensor, nn
+
+from sdbatch.adapters.canny import draw_edges
+from sdbatch.adapters.module import build_module
+from sdbatch.adapters.read import Tensors, read_json, read_tensors
+from sdbatch.cell import Control, WeightFile
+from sdbatch.errors import CellError, ConfigError, WeightFileError, did_you_mean
+
+PREPROCESSORS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+    "none": lambda pixels: pixels,
+    "canny": draw_edges,
+}
+"""What may be done to a picture before a ControlNet sees it."""
+
+_SHARED_SETTINGS = (
+    "in_channels",
+    "down_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "downsample_padding",
+    "mid_block_scale_factor",
+    "act_fn",
+    "norm_num_groups",
+    "norm_eps",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "attention_head_dim",
+    "num_attention_heads",
+    "use_linear_projection",
+    "upcast_attention",
+    "resnet_time_scale_shift",
+    "addition_embed_type",
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "mid_block_type",
+)
+"""Settings that a ControlNet takes over from the UNet it was copied from."""
+
+
+def load_controlnet(file: WeightFile, config_folder: Path, unet_config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A ControlNet from a single file (original or diffusers keys) or a diffusers folder.
+
+    Its settings come from a JSON beside the file, else from `<config folder>/controlnet`, else from the UNet's.
+
+    Raises:
+        WeightFileError: not a ControlNet, or one for another family.
+    """
+    state = _read_state(file)
+    config = _find_config(file, config_folder) or _config_from_unet(unet_config, state)
+    converted: Tensors = convert_controlnet_checkpoint(dict(state), config)
+    if "controlnet_mid_block.weight" not in converted:
+        raise WeightFileError(f"controlnet.{file.name}: it is no ControlNet; it holds {', '.join(list(state)[:3])}, ...")
+    width = next((tensor.shape[-1] for key, tensor in converted.items() if key.endswith("attn2.to_k.weight")), None)
+    if width is not None and width != unet_config["cross_attention_dim"]:
+        raise WeightFileError(
+            f"controlnet.{file.name}: made for {width}-wide text embeddings, the model has {unet_config['cross_attention_dim']}. "
+            "Choose a ControlNet of the model's family."
+        )
+    return build_module(f"controlnet.{file.name}", ControlNetModel.from_config, config, converted, dtype)
+
+
+def _read_state(file: WeightFile) -> Tensors:
+    path = Path(file.path)
+    if not path.is_dir():
+        return read_tensors(file).tensors
+    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
+        if (path / name).is_file():
+            return read_tensors(WeightFile(file.name, str(path / name), file.sha256)).tensors
+    raise WeightFileError(f"controlnet.{file.name}: {path} holds no diffusion_pytorch_model.safetensors.")
+
+
+def _find_config(file: WeightFile, config_folder: Path) -> dict[str, Any] | None:
+    path = Path(file.path)
+    places = (path / "config.json", path.with_suffix(".json"), config_folder / "controlnet" / "config.json")
+    found = next((place for place in places if place.is_file()), None)
+    return None if found is None else read_json(found, f"controlnet.{file.name}")
+
+
+def _config_from_unet(unet_config: Mapping[str, Any], state: Tensors) -> dict[str, Any]:
+    config = {name: unet_config[name] for name in _SHARED_SETTINGS if name in unet_config}
+    hints = {key: tensor for key, tensor in state.items() if "cond_embedding" in key or "input_hint_block" in key}
+    widths = [tensor.shape[0] for key, tensor in sorted(hints.items(), key=lambda item: _layer_number(item[0])) if tensor.dim() == 4]
+    if len(widths) > 2:
+        # the layers go w0, w0, w1, w1, w2, ... and end in the UNet's own width
+        config["conditioning_embedding_out_channels"] = tuple(dict.fromkeys(widths[:-1]))
+    return config
+
+
+def _layer_number(key: str) -> tuple[int, int]:
+    stage = 0 if "conv_in" in key else 2 if "conv_out" in key else 1
+    return stage, next((int(part) for part in reversed(key.split(".")) if part.isdigit()), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNetBatch:
+    """One ControlNet and what it does to each image of a batch."""
+
+    net: nn.Module
+    picture_BCHW: Tensor
+    weights: tuple[float, ...]
+    windows: tuple[tuple[float, float], ...]
+    """(start, end) of each image, as shares of all steps."""
+
+    def scales(self, step: int, steps: int) -> tuple[float, ...]:
+        """The weight of each image at a step: 0 outside its window."""
+        return tuple(
+            weight if step / steps >= start and (step + 1) / steps <= end else 0.0
+            for weight, (start, end) in zip(self.weights, self.windows, strict=True)
+        )
+
+
+def add_controls(
+    batches: Sequence[ControlNetBatch], when: tuple[int, int], latents_NCHW: Tensor, timestep: Tensor, embeds_NTC: Tensor
+) -> dict[str, Any]:
+    """What the ControlNets give the UNet at a step: keyword arguments of its call, none when no net is active.
+
+    Args:
+        batches: The nets, each with its pictures.
+        when: (step, steps).
+        latents_NCHW: What the UNet is given.
+        timestep: The same as the UNet's.
+        embeds_NTC: The text embeddings.
+    """
+    down: list[Tensor] | None = None
+    middle: Tensor | None = None
+    for batch in batches:
+        scales = batch.scales(*when)
+        if not any(scales):
+            continue
+        repeat = latents_NCHW.shape[0] // len(scales)
+        scale = torch.tensor(scales * repeat, dtype=torch.float32).to(latents_NCHW).view(-1, 1, 1, 1)
+        picture = batch.picture_BCHW.repeat(repeat, 1, 1, 1)
+        found, centre = batch.net(
+            latents_NCHW, timestep, encoder_hidden_states=embeds_NTC, controlnet_cond=picture, conditioning_scale=scale, return_dict=False
+        )
+        down = list(found) if down is None else [a + b for a, b in zip(down, found, strict=True)]
+        middle = centre if middle is None else middle + centre
+    return {} if down is None else {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def load_picture(control: Control, width: int, height: int) -> Tensor:
+    """The picture a ControlNet is given: [3, height, width], 0 to 1.
+
+    Raises:
+        ConfigError: no such preprocessor.
+        CellError: the file is no picture.
+    """
+    if control.preprocessor not in PREPROCESSORS:
+        raise ConfigError(f"preprocessor: there is no {control.preprocessor!r}. {did_you_mean(control.preprocessor, PREPROCESSORS)}")
+    try:
+        with Image.open(control.image) as image:
+            picture = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    except OSError as error:
+        raise CellError(f"control image {control.image} cannot be read ({error}).") from error
+    pixels = PREPROCESSORS[control.preprocessor](np.asarray(picture))
+    return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).contiguous()

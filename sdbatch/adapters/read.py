@@ -1,0 +1,93 @@
+"""Reads the tensors of a weight file. Pickle files are read with `weights_only=True` and never otherwise."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sdbatch.cell import WeightFile
+from sdbatch.errors import WeightFileError
+
+Tensors = dict[str, torch.Tensor]
+
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """The tensors of one file, memory-mapped where the format allows, and its text metadata."""
+
+    tensors: Tensors
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def read_tensors(file: WeightFile) -> TensorFile:
+    """All tensors of a `.safetensors` or pickle file, on the CPU and in the file's own dtype.
+
+    Raises:
+        WeightFileError: missing, damaged, or a pickle that holds more than tensors.
+    """
+    path = Path(file.path)
+    if not path.is_file():
+        raise WeightFileError(f"{file.name}: {path} is not there. Put the file back or choose another.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(file, path)
+    if path.suffix in PICKLE_SUFFIXES:
+        return TensorFile(_tensors_only(_read_pickle(file, path)))
+    raise WeightFileError(f"{file.name}: {path.name} is no weight file. Use .safetensors, or one of {', '.join(PICKLE_SUFFIXES)}.")
+
+
+def _read_safetensors(file: WeightFile, path: Path) -> TensorFile:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            metadata = dict(handle.metadata() or {})
+            return TensorFile({key: handle.get_tensor(key) for key in handle.keys()}, metadata)  # noqa: SIM118  # it is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightFileError(f"{file.name}: {path} cannot be read as safetensors ({error}). Fetch the file again.") from error
+
+
+def _read_pickle(file: WeightFile, path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds here, and each means the same to a user
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightFileError(
+            f"{file.name}: {path} cannot be read as plain tensors ({first_line}). It is damaged or holds code, which is never run; "
+            "use its .safetensors version."
+        ) from error
+
+
+def _tensors_only(content: Any) -> Tensors:
+    """The tensors of a (possibly nested) pickled checkpoint, keys of inner dicts joined by dots."""
+    if not isinstance(content, dict):
+        return {}
+    mapping = cast("dict[Any, Any]", content)
+    if isinstance(inner := mapping.get("state_dict"), dict):
+        return _tensors_only(inner)
+    found: Tensors = {}
+    for key, value in mapping.items():
+        if isinstance(value, torch.Tensor):
+            found[str(key)] = value.detach()
+        elif isinstance(value, dict):
+            found.update({f"{key}.{name}": tensor for name, tensor in _tensors_only(value).items()})
+    return found
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from disk.
+
+    Raises:
+        WeightFileError: missing or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightFileError(f"{what}: {path} cannot be read ({error}).") from error
+    if not isinstance(content, dict):
+        raise WeightFileError(f"{what}: {path} must hold a JSON object.")
+    return cast("dict[str, Any]", content)

@@ -1,0 +1,50 @@
+"""From latents to pixels, and whether the pixels are a picture.
+
+Shapes: B images, C latent channels, H, W (latent cells, then pixels).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+_PIXELS_AT_ONCE = 8 * 512 * 512
+"""The decoder's activations take some 10 kB per pixel in float32; larger batches are decoded in parts."""
+_FLAT_STD = 1.0
+"""A picture whose every channel varies less than this, of 255, is of one colour."""
+
+
+def decode(vae: nn.Module, latents_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixels [B, H, W, 3] as uint8, and [B] whether each picture is finite; both on the latents' device."""
+    config: Any = vae.config
+    dtype = next(vae.parameters()).dtype
+    scaled = (latents_BCHW / config.scaling_factor).to(dtype)
+    if getattr(config, "shift_factor", None):
+        scaled = scaled + config.shift_factor
+    pixels_per_image = latents_BCHW.shape[2] * latents_BCHW.shape[3] * vae_scale(vae) ** 2
+    parts = [_decode_part(vae, part) for part in scaled.split(max(1, _PIXELS_AT_ONCE // pixels_per_image))]
+    return torch.cat([pixels for pixels, _ in parts]), torch.cat([finite for _, finite in parts])
+
+
+def _decode_part(vae: Any, scaled_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    images: Tensor = vae.decode(scaled_BCHW, return_dict=False)[0].float()
+    finite = images.isfinite().flatten(1).all(dim=1)
+    pixels = (images * 0.5 + 0.5).clamp(0, 1).nan_to_num(0.0).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous(), finite
+
+
+def vae_scale(vae: nn.Module) -> int:
+    """Pixels per latent cell."""
+    config: Any = vae.config
+    return 2 ** (len(config.block_out_channels) - 1)
+
+
+def find_fault(pixels_HWC: npt.NDArray[np.uint8], finite: bool) -> str | None:
+    """`nan`, `flat`, or None for a picture."""
+    if not finite:
+        return "nan"
+    return "flat" if float(pixels_HWC.std(axis=(0, 1), dtype=np.float32).max()) < _FLAT_STD else None

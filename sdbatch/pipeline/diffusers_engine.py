@@ -1,0 +1,300 @@
+"""The engine that runs diffusers' models and schedulers, on the CPU or one CUDA device.
+
+A batch is denoised in `start`. On a GPU it is decoded in `finish`, on a stream of its own beside the next batch's
+denoising; on the CPU in `start`, as the cores are busy either way.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import Tensor, nn
+
+import sdbatch
+from sdbatch.adapters.controlnet import ControlNetBatch, load_picture
+from sdbatch.cell import Cell, Picture, Recipe
+from sdbatch.pipeline.decode import decode, find_fault, vae_scale
+from sdbatch.pipeline.denoise import Conditions, denoise, draw_noise
+from sdbatch.pipeline.engine import OnStep, OutOfMemory
+from sdbatch.pipeline.model import Model
+from sdbatch.pipeline.samplers import Schedule, build_schedule
+
+T = TypeVar("T")
+
+_CPU_BATCH_PIXELS = 4 * 512 * 512
+_CPU_BATCH_LIMIT = 16
+_GPU_BATCH_LIMIT = 32
+_GPU_BYTES_PER_PIXEL = 4000
+"""Activations of an SD 1.x UNet with guidance in half precision, per pixel of the picture, rounded up."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """The cells of a batch whose prompts take the same number of chunks: what is denoised at once."""
+
+    slots: list[int]
+    """Their places in the batch."""
+    cells: list[Cell]
+    positive: list[Tensor]
+    negative: list[Tensor]
+    generators: list[torch.Generator] = field(default_factory=list[torch.Generator])
+    schedule: Schedule | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """A denoised job."""
+
+    slots: list[int]
+    cells: list[Cell]
+    vae: nn.Module
+    latents: Tensor
+    facts: dict[str, Any]
+    ready: Any = None
+    """CUDA event after the denoising."""
+    pixels: npt.NDArray[np.uint8] | None = None
+    finite: list[bool] = field(default_factory=list[bool])
+
+
+class DiffusersEngine:
+    """Runs cells through diffusers' models.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: Of the CPU; None leaves it to torch.
+    """
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        self.device = torch.device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model = Model(self.device)
+        self._lock = threading.RLock()
+        self._side: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self.device.type == "cuda":
+            torch.backends.cudnn.deterministic = True
+
+    def prepare(self, recipe: Recipe) -> None:
+        """Have the recipe's weights in memory with the least work; a file that is in use already is not read again."""
+        with self._lock:
+            self._guarded(lambda: self.model.prepare(recipe), "the weights")
+
+    def auto_batch_size(self, cell: Cell) -> int:
+        """As many as keep the device busy: by its memory on a GPU, by the size of the picture on the CPU."""
+        pixels = cell.width * cell.height
+        if self.device.type == "cpu":
+            return min(_CPU_BATCH_LIMIT, max(1, _CPU_BATCH_PIXELS // pixels))
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        fits = max(1, int(memory * 0.6) // (pixels * _GPU_BYTES_PER_PIXEL))
+        return min(_GPU_BATCH_LIMIT, 1 << (fits.bit_length() - 1))
+
+    def start(self, cells: Sequence[Cell], on_step: OnStep) -> DiffusersBatch:
+        """Denoise the cells; those whose prompts take more chunks than others' go in a pass of their own."""
+        with self._lock:
+            assert all(cell.recipe == self.model.recipe for cell in cells), "prepare the recipe of the cells first"
+            groups = self._guarded(lambda: self._make(cells, on_step), f"a batch of {len(cells)}")
+        return DiffusersBatch(self, len(cells), groups)
+
+    def decode_group(self, group: _Group) -> None:
+        """Bring a group's pixels to the CPU, on the side stream of a GPU."""
+        if group.pixels is None:
+            self._guarded(lambda: self._decode(group), f"the decode of a batch of {len(group.cells)}")
+
+    def remake(self, cells: Sequence[Cell]) -> list[Picture] | None:
+        """The cells once more in float32, or None when they were in float32."""
+        with self._lock:
+            current = self.model.recipe
+            self.prepare(cells[0].recipe)
+            try:
+                if self.model.dtype is torch.float32:
+                    return None
+                with self.model.in_float32():
+                    groups = self._guarded(lambda: self._make(cells, lambda done, total: None), f"a batch of {len(cells)} in float32")
+                    for group in groups:
+                        self.decode_group(group)
+                        group.facts |= {"retried_fp32": True, "dtype": "float32"}
+                return _collect(groups, len(cells))
+            finally:
+                if current is not None:
+                    self.prepare(current)
+
+    def _guarded(self, work: Callable[[], T], what: str) -> T:
+        """Do the work; out of memory, give back what it took before saying so."""
+        try:
+            return work()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = str(error).splitlines()[0] if str(error) else "no memory left"
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+        gc.collect()  # here the failed call's frames are gone, so that their tensors can be freed
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory(f"{what} did not fit the memory of {self.device}: {reason}. Lower batch_size, or leave it to `auto`.")
+
+    @torch.inference_mode()
+    def _make(self, cells: Sequence[Cell], on_step: OnStep) -> list[_Group]:
+        begun = time.perf_counter()
+        jobs = self._encode(cells)
+        encode_s = time.perf_counter() - begun
+        for job in jobs:
+            job.generators = [torch.Generator("cpu").manual_seed(cell.seed) for cell in job.cells]
+            seeds = [cell.seed for cell in job.cells]
+            first = job.cells[0]
+            job.schedule = build_schedule(first.sampler, self.model.scheduler_config, first.steps, seeds, job.generators)
+        total = sum(len(job.schedule.timesteps) for job in jobs if job.schedule)
+        groups: list[_Group] = []
+        done = 0
+        for job in jobs:
+            group = self._denoise(job, lambda step, before=done: on_step(before + step, total))
+            group.facts["encode_s"] = encode_s * len(job.cells) / len(cells)
+            done += len(job.schedule.timesteps) if job.schedule else 0
+            if self.device.type == "cpu":
+                self._decode(group)
+            groups.append(group)
+        return groups
+
+    def _encode(self, cells: Sequence[Cell]) -> list[_Job]:
+        """The cells' prompts as embeddings, cells with the same number of chunks together."""
+        encoder, stack = self.model.encoder, self.model.stack("text_encoder")
+        assert encoder is not None, "no recipe is prepared"
+        touches = ["text_encoder" in lora.deltas for lora in self.model.loras]
+        jobs: dict[int, _Job] = {}
+        for slot, cell in enumerate(cells):
+            strengths = tuple(s.text_encoder if touched else 0.0 for s, touched in zip(cell.strengths, touches, strict=True))
+            if stack is not None:
+                stack.set_strengths(torch.tensor([strengths]))
+            positive = encoder.encode(cell.prompt, cell.clip_skip, strengths)
+            negative = encoder.encode(cell.negative_prompt, cell.clip_skip, strengths)
+            tokens = max(positive.shape[0], negative.shape[0])
+            job = jobs.setdefault(tokens, _Job([], [], [], []))
+            job.slots.append(slot)
+            job.cells.append(cell)
+            job.positive.append(encoder.pad(positive, tokens, cell.clip_skip, strengths))
+            job.negative.append(encoder.pad(negative, tokens, cell.clip_skip, strengths))
+        return [jobs[tokens] for tokens in sorted(jobs)]
+
+    def _denoise(self, job: _Job, on_step: Callable[[int], None]) -> _Group:
+        assert job.schedule is not None
+        begun = time.perf_counter()
+        conditions = Conditions(
+            torch.stack(job.positive),
+            torch.stack(job.negative),
+            tuple(cell.guidance_scale for cell in job.cells),
+            self._controls(job.cells),
+        )
+        if (stack := self.model.stack("unet")) is not None:
+            strengths = torch.tensor([[s.model for s in cell.strengths] for cell in job.cells])
+            stack.set_strengths(torch.cat([strengths, strengths]) if conditions.is_guided else strengths)
+        config: Any = self.model.unet.config
+        scale, first = vae_scale(self.model.vae), job.cells[0]
+        noise = draw_noise(job.generators, (config.in_channels, first.height // scale, first.width // scale))
+        latents = denoise(self.model.unet, job.schedule, noise, conditions, on_step)
+        group = _Group(job.slots, job.cells, self.model.vae, latents, self._facts(len(job.cells)))
+        group.facts["denoise_s"] = time.perf_counter() - begun
+        if self._side is not None:
+            group.ready = torch.cuda.current_stream(self.device).record_event()
+        return group
+
+    def _controls(self, cells: Sequence[Cell]) -> tuple[ControlNetBatch, ...]:
+        batches: list[ControlNetBatch] = []
+        for index, net in enumerate(self.model.controlnets):
+            controls = [cell.controls[index] for cell in cells]
+            pictures = torch.stack([_cached_picture(control, cells[0].width, cells[0].height) for control in controls])
+            batches.append(
+                ControlNetBatch(
+                    net,
+                    pictures.to(self.device, self.model.dtype),
+                    tuple(control.weight for control in controls),
+                    tuple((control.start, control.end) for control in controls),
+                )
+            )
+        return tuple(batches)
+
+    @torch.inference_mode()
+    def _decode(self, group: _Group) -> None:
+        begun = time.perf_counter()
+        if self._side is None:
+            pixels, finite = decode(group.vae, group.latents)
+            group.pixels = pixels.numpy()
+        else:
+            with torch.cuda.stream(self._side):
+                self._side.wait_event(group.ready)
+                group.latents.record_stream(self._side)
+                on_device, finite = decode(group.vae, group.latents)
+                pixels = torch.empty(on_device.shape, dtype=torch.uint8, pin_memory=True)
+                pixels.copy_(on_device, non_blocking=True)
+                self._side.synchronize()
+            group.pixels = pixels.numpy()
+        group.finite = [bool(is_finite) for is_finite in finite.tolist()]
+        group.facts["decode_s"] = time.perf_counter() - begun
+
+    def _facts(self, batch_size: int) -> dict[str, Any]:
+        return {
+            "batch_size": batch_size,
+            "device": _device_name(self.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "retried_fp32": False,
+            "applied_keys": {lora.name: (lora.applied_keys, lora.total_keys) for lora in self.model.loras},
+            "versions": _versions(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusersBatch:
+    """A denoised batch of a `DiffusersEngine`."""
+
+    engine: DiffusersEngine
+    size: int
+    groups: list[_Group]
+
+    def finish(self) -> list[Picture]:
+        """Decode what is not decoded yet, try what failed once more in float32, and hand over in the cells' order."""
+        for group in self.groups:
+            self.engine.decode_group(group)
+        pictures = _collect(self.groups, self.size)
+        failed = [slot for slot, picture in enumerate(pictures) if picture.fault]
+        if failed and (again := self.engine.remake([pictures[slot].cell for slot in failed])) is not None:
+            for slot, picture in zip(failed, again, strict=True):
+                pictures[slot] = picture
+        return pictures
+
+
+def _collect(groups: Sequence[_Group], size: int) -> list[Picture]:
+    pictures: dict[int, Picture] = {}
+    for group in groups:
+        assert group.pixels is not None
+        for row, (slot, cell) in enumerate(zip(group.slots, group.cells, strict=True)):
+            fault = find_fault(group.pixels[row], group.finite[row])
+            pictures[slot] = Picture(cell, group.pixels[row], fault, {**group.facts, "batch_slot": row})
+    return [pictures[slot] for slot in range(size)]
+
+
+_cached_picture = lru_cache(maxsize=64)(load_picture)
+
+
+def _device_name(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    return {
+        "sdbatch": sdbatch.__version__,
+        "torch": str(torch.__version__),
+        "diffusers": str(diffusers.__version__),
+        "transformers": str(transformers.__version__),
+    }

@@ -1,0 +1,88 @@
+"""What the signs of a prompt mean: `(word:1.2)`, `((word))`, `[word]`, `\\(`, `BREAK`, and names of embeddings.
+
+The grammar is A1111's, as users write it: `(...)` times 1.1, `[...]` divided by 1.1, `(...:w)` times w, a backslash
+takes the next bracket as it is, `BREAK` ends the chunk of tokens. Brackets that never close reach to the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+_STEP = 1.1
+_TOKEN = re.compile(r"\\[()\[\]\\]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[()\[\]]|\bBREAK\b|[^()\[\]\\:B]+|.", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a prompt with one weight."""
+
+    text: str
+    weight: float
+    kind: str = "text"
+    """`text`, `embedding` (the text is its name) or `break`."""
+
+
+def parse_prompt(prompt: str, embeddings: Collection[str] = ()) -> list[Span]:
+    """The prompt as spans in order, embeddings' names taken out of the text."""
+    spans = _merge(_parse_weights(prompt))
+    if not embeddings:
+        return spans
+    names = "|".join(re.escape(name) for name in sorted(embeddings, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!\w)(?:embedding:)?({names})(?!\w)")
+    return [piece for span in spans for piece in _split_embeddings(span, pattern)]
+
+
+def _parse_weights(prompt: str) -> list[Span]:
+    spans: list[Span] = []
+    round_open: list[int] = []
+    square_open: list[int] = []
+
+    def scale_from(start: int, factor: float) -> None:
+        spans[start:] = [Span(span.text, span.weight * factor, span.kind) for span in spans[start:]]
+
+    for found in _TOKEN.finditer(prompt):
+        token = found.group()
+        if token == "BREAK":
+            spans.append(Span("", 1.0, "break"))
+        elif token == "(":
+            round_open.append(len(spans))
+        elif token == "[":
+            square_open.append(len(spans))
+        elif token == ")" and round_open:
+            scale_from(round_open.pop(), _STEP)
+        elif token.startswith(":") and token.endswith(")") and round_open:
+            scale_from(round_open.pop(), float(token[1:-1]))
+        elif token == "]" and square_open:
+            scale_from(square_open.pop(), 1 / _STEP)
+        else:
+            spans.append(Span(token[1:] if token.startswith("\\") and len(token) == 2 else token, 1.0))
+    for start in round_open:
+        scale_from(start, _STEP)
+    for start in square_open:
+        scale_from(start, 1 / _STEP)
+    return spans
+
+
+def _merge(spans: list[Span]) -> list[Span]:
+    """Neighbouring texts of one weight as one, so that a plain prompt reaches the tokenizer whole."""
+    merged: list[Span] = []
+    for span in spans:
+        if merged and merged[-1].kind == span.kind == "text" and merged[-1].weight == span.weight:
+            merged[-1] = Span(merged[-1].text + span.text, span.weight)
+        else:
+            merged.append(span)
+    return merged
+
+
+def _split_embeddings(span: Span, pattern: re.Pattern[str]) -> list[Span]:
+    if span.kind != "text":
+        return [span]
+    pieces: list[Span] = []
+    for index, piece in enumerate(pattern.split(span.text)):
+        if index % 2:
+            pieces.append(Span(piece, span.weight, "embedding"))
+        elif piece.strip():
+            pieces.append(Span(piece, span.weight))
+    return pieces

@@ -1,0 +1,215 @@
+"""Random models of the real classes, small enough to run in a fraction of a second, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sdbatch.adapters.dialect import original_name
+from sdbatch.cell import Cell, Recipe, Sampler, Strength, WeightFile
+from sdbatch.families import SAMPLERS
+
+WIDTH = 32
+WORDS = ("cat", "dog", "red", "blue", "castle", "photo", "bad", "neg")
+PIXELS = 64
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A CLIP tokenizer that knows all bytes and a few words."""
+    letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256)]]
+    letters += [chr(256 + index) for index in range(256 - len(letters))]
+    vocabulary = letters + [f"{letter}</w>" for letter in letters]
+    merges: list[str] = []
+    for word in WORDS:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            if (merge := f"{pieces[0]} {pieces[1]}") not in merges:
+                merges.append(merge)
+                vocabulary.append(pieces[0] + pieces[1])
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(dict.fromkeys(vocabulary))}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    settings = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", **marks}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _shake(module: nn.Module, seed: int) -> None:
+    """Random weights strong enough that every part of the model matters to the picture."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                fan = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+            else:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def build_pipeline(folder: Path, seed: int = 0) -> StableDiffusionPipeline:
+    """A random Stable Diffusion 1.x pipeline; `folder` gets the tokenizer's files."""
+    write_tokenizer(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    text_encoder = CLIPTextModel(text_config).eval()
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).eval()
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 16, 16, 16),
+        norm_num_groups=8,
+        layers_per_block=1,
+    ).eval()
+    for index, module in enumerate((text_encoder, unet, vae)):
+        _shake(module, 10 * seed + index)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False
+    )
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)  # pyright: ignore[reportArgumentType]
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def to_original_keys(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    """The weights under the key names of the original Stable Diffusion code, as single files have them."""
+    tensors = {f"model.diffusion_model.{_unet_key(key)}": tensor for key, tensor in pipeline.unet.state_dict().items()}
+    tensors |= {f"first_stage_model.{key}": tensor for key, tensor in original_vae(pipeline.vae).items()}
+    text = pipeline.text_encoder.state_dict()
+    return tensors | {f"cond_stage_model.transformer.text_model.{key}": tensor for key, tensor in text.items()}
+
+
+_TOP_KEYS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def _unet_key(key: str) -> str:
+    module, kind = key.rsplit(".", 1)
+    if module in _TOP_KEYS:
+        return f"{_TOP_KEYS[module]}.{kind}"
+    original = original_name(module, 1, {"1"})
+    assert original is not None, key
+    return f"{original}.{kind}"
+
+
+def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
+    """A VAE's weights under the original key names, without a prefix."""
+    tensors: dict[str, Tensor] = {}
+    blocks = len(vae.config.block_out_channels)
+    for key, tensor in vae.state_dict().items():
+        name = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+        if "down_blocks" in name:
+            name = name.replace("down_blocks", "down").replace("resnets", "block").replace("downsamplers.0", "downsample")
+        if "up_blocks" in name:
+            index = int(name.split(".")[2])
+            name = name.replace(f"up_blocks.{index}", f"up.{blocks - 1 - index}").replace("resnets", "block")
+            name = name.replace("upsamplers.0", "upsample")
+        for ours, theirs in (("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"), ("mid_block.attentions.0", "mid.attn_1")):
+            name = name.replace(ours, theirs)
+        if ".attn_1." in name:
+            for ours, theirs in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
+                name = name.replace(ours, theirs)
+            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
+        tensors[name] = tensor
+    return tensors
+
+
+def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> WeightFile:
+    """Write a safetensors file; its name stands for its hash, so equal names mean equal content in tests."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, path, metadata)
+    return WeightFile(path.stem, str(path), path.stem)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A random model on disk, and the same model as diffusers' own pipeline."""
+
+    folder: Path
+    config: Path
+    checkpoint: WeightFile
+    pipeline: StableDiffusionPipeline
+
+    def recipe(self, **changes: Any) -> Recipe:
+        """A recipe of the checkpoint alone, or with changes."""
+        return Recipe(**{"family": "sd1", "config": str(self.config), "checkpoint": self.checkpoint, **changes})
+
+
+def write_model(folder: Path, seed: int = 0) -> TinyModel:
+    """A random model as one single file with the original keys and a folder of configs without weights."""
+    pipeline = build_pipeline(folder / "vocabulary", seed)
+    config = folder / "config"
+    pipeline.save_pretrained(config)
+    for weights in config.rglob("*.safetensors"):
+        weights.unlink()
+    checkpoint = save(to_original_keys(pipeline), folder / f"random{seed}.safetensors")
+    return TinyModel(folder, config, checkpoint, pipeline)
+
+
+def make_cell(recipe: Recipe, **changes: Any) -> Cell:
+    """A cell of a recipe: 64 pixels, 4 steps of Euler, a plain prompt; or with changes."""
+    sampler: Sampler = SAMPLERS["euler"]
+    values: dict[str, Any] = {
+        "image_id": "0" * 32,
+        "recipe": recipe,
+        "prompt": "a photo of a red cat",
+        "negative_prompt": "",
+        "seed": 7,
+        "sampler": sampler,
+        "steps": 4,
+        "guidance_scale": 5.0,
+        "width": PIXELS,
+        "height": PIXELS,
+        "strengths": tuple(Strength() for _ in recipe.loras),
+    }
+    return Cell(**{**values, **changes})
+
+
+def add_to_weights(module: nn.Module, deltas: dict[str, Tensor], strength: float = 1.0) -> None:
+    """W + strength * delta, by hand: what a LoRA must amount to."""
+    modules = dict(module.named_modules())
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            weight = modules[name].get_parameter("weight")
+            weight.add_(strength * delta.reshape(weight.shape).to(weight.dtype))
+
+
+def build_controlnet(pipeline: StableDiffusionPipeline, seed: int = 5) -> ControlNetModel:
+    """A random ControlNet for a model, its zero layers shaken too."""
+    net = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16, 24, 32)).eval()
+    _shake(net, seed)
+    return net
