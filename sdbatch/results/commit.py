@@ -10,6 +10,7 @@ an orphan that the next run makes again, over it.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from sdbatch.results.row import Row, table_of
 
 _SAME = ("image_id", "status", "image_sha256")
 """Two rows equal in these record the same outcome."""
+
+_SEAL = b"sdbatch crc32 "
 
 
 def commit_block(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes]) -> None:
@@ -52,17 +55,38 @@ def publish_rows(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row
 
 
 def part_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file whose pages carry checksums: a flipped bit is an error, not another value."""
+    """A table as the bytes of a Parquet file in which a flipped bit is an error, not another value.
+
+    Pages carry checksums, as every reader may check. The footer has none in Parquet (a flipped bit there renames a
+    column), so a seal over the whole file lies before it, where the format allows bytes that belong to no page.
+    """
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+    data = sink.getvalue()
+    footer = _footer_at(data)
+    return data[:footer] + _SEAL + zlib.crc32(data).to_bytes(4, "little") + data[footer:]
 
 
 def read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of one part, pages checked. Raises whatever pyarrow says of a damaged file."""
-    # Bytes first: a memory-mapped or shared file could change under the reader, and a small read is faster anyway.
-    with pq.ParquetFile(io.BytesIO(part.read_bytes()), page_checksum_verification=True) as file:
+    """Rows of one part.
+
+    Raises: ArrowException when it is damaged; OSError when the file cannot be read.
+    """
+    # All bytes at once: the seal needs them, and a file that changes under the reader cannot hurt.
+    data = part.read_bytes()
+    footer = _footer_at(data)
+    start = footer - len(_SEAL) - 4
+    if start < 0 or data[start : footer - 4] != _SEAL:
+        raise pa.ArrowInvalid(f"not a whole part ({len(data)} bytes): cut short, or written by another program")
+    if zlib.crc32(data[footer:], zlib.crc32(data[:start])) != int.from_bytes(data[footer - 4 : footer], "little"):
+        raise pa.ArrowInvalid("its checksum is wrong: some bits of it changed")
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
         return file.read(columns=None if columns is None else list(columns))
+
+
+def _footer_at(data: bytes) -> int:
+    """Where the footer begins; nonsense for what is no Parquet file."""
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
 def _write_images(folder: SweepFolder, images: Mapping[str, bytes]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sdbatch.errors import FolderError
 from sdbatch.results.commit import part_bytes, publish_rows
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import committed, iter_rows, load_rows
+from sdbatch.results.reader import committed, damage_of, iter_rows, load_rows
 from sdbatch.results.row import failed_row
 from sdbatch.results.schema import SCHEMA
 from sdbatch.results.upkeep import drop_rows, merge_parts, recover
@@ -38,21 +38,16 @@ def test_a_damaged_part_is_named_and_hides_no_other(sweep: SweepFolder, caplog: 
     assert (sweep.damaged / "part-000000-00001.parquet").exists() and not committed(sweep).unreadable
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_never_changes_what_is_committed(sweep: SweepFolder, place: float, bit: int) -> None:
-    """It is noticed, or it is where nothing is kept; it never becomes another value of a page."""
+def test_any_flipped_bit_of_a_part_is_noticed(sweep: SweepFolder, place: float, bit: int) -> None:
     part = sweep.part(0, 1)
     whole = part.read_bytes()
-    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     broken = bytearray(whole)
-    broken[4 + int(place * (footer - 4))] ^= 1 << bit
-    expected = load_rows(sweep)
+    broken[int(place * len(whole))] ^= 1 << bit
     part.write_bytes(broken)
     try:
-        rest = load_rows(sweep)
-        assert rest.equals(expected) or rest.equals(expected.filter(pa.array([True, True, False, False, True, True])))
-        assert verify(sweep).unreadable or rest.equals(expected)
+        assert damage_of(part) is not None
     finally:
         part.write_bytes(whole)
 
