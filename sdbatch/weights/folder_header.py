@@ -16,7 +16,7 @@ from sdbatch.weights.safetensors_header import read_safetensors
 from sdbatch.weights.sniff import sniff
 
 MAX_CONFIG_BYTES = 2**20
-_LIBRARIES = frozenset({"diffusers", "transformers", None})
+_LIBRARIES = ("diffusers", "transformers")
 """Where the classes of a pipeline may come from; anything else would be code of the folder."""
 _CODE_FIELDS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "random_states_0.pkl")
@@ -85,7 +85,7 @@ def _check_index(index: dict[str, Any]) -> None:
     for key, value in index.items():
         if isinstance(value, list) and not key.startswith("_"):
             library = cast(list[Any], value)[0] if value else None
-            if library not in _LIBRARIES and key not in _NOT_A_PART:
+            if key not in _NOT_A_PART and not (library is None or library in _LIBRARIES):
                 raise FlawError(f"its model_index.json takes `{shown(key, 60)}` from {shown(library, 60)}, which is not diffusers' own.")
 
 

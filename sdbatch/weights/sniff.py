@@ -67,7 +67,9 @@ def _describe_text(head: bytes) -> str | None:
 
 def _is_pickle(head: bytes) -> bool:
     # A torch checkpoint is a zip of a pickle; older ones are pickles, which since protocol 2 begin with 0x80 and its number.
-    return head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or (head[:1] == b"\x80" and 2 <= head[1] <= 5 and head[8:9] != b"{")
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return True
+    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and head[8:9] != b"{"
 
 
 def _check_pickle_name(path: Path) -> None:

@@ -1,0 +1,91 @@
+"""The architectures and the facts by which their files are told apart and checked against each other: two tables.
+
+A UNet's family is told by the width of the text it reads, a transformer's by its names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdbatch.weights.key import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyFacts:
+    """What must fit together within one family."""
+
+    name: str
+    """As in the family table and `family=`."""
+    title: str
+    """As people say it."""
+    cross_attention_width: int
+    """Width of the text states that the denoiser reads."""
+    embedding_widths: tuple[int, ...]
+    """Token widths of the text encoders, in their order."""
+    latent_channels: int
+    modelspec: str
+    """How `modelspec.architecture` begins."""
+    base_versions: tuple[str, ...] = ()
+    """How kohya's `ss_base_model_version` begins."""
+
+
+FAMILIES: tuple[FamilyFacts, ...] = (
+    FamilyFacts("tiny", "sdbatch's tiny", 128, (128,), 4, "sdbatch-tiny"),
+    FamilyFacts("sd1", "SD 1.x", 768, (768,), 4, "stable-diffusion-v1", ("sd_v1", "sd_1.5", "sd1")),
+    FamilyFacts("sd2", "SD 2.x", 1024, (1024,), 4, "stable-diffusion-v2", ("sd_v2", "sd_2", "sd2")),
+    FamilyFacts("sdxl", "SDXL", 2048, (768, 1280), 4, "stable-diffusion-xl-v1", ("sdxl",)),
+    FamilyFacts("flux", "FLUX.1", 4096, (768, 4096), 16, "flux-1", ("flux1", "flux")),
+    FamilyFacts("sd3", "SD 3.x", 4096, (768, 1280, 4096), 16, "stable-diffusion-v3", ("sd3",)),
+)
+
+BY_NAME: dict[str, FamilyFacts] = {facts.name: facts for facts in FAMILIES}
+
+BY_UNET_WIDTH: dict[int, str] = {128: "tiny", 768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl"}
+"""Cross-attention width of a UNet or of its adapter -> family. 1280 is the SDXL refiner, which reads one text encoder."""
+
+UNET_RULES: tuple[Rule, ...] = (
+    Rule("cascade", any=("clip_txt_mapper.weight$", "down_blocks.1.0.channelwise.0.weight$")),
+    Rule("kolors", any=("encoder_hid_proj.weight$",), all=("add_embedding.linear_1.weight$",)),
+    Rule("animatediff", any=(".motion_modules.0.temporal_transformer.",)),
+    Rule("svd", any=("time_mixer.mix_factor$", "time_stack.")),
+)
+"""UNets that the width alone would call something else."""
+
+TRANSFORMER_RULES: tuple[Rule, ...] = (
+    Rule("flux2", any=("single_stream_modulation.lin.weight$", "double_stream_modulation_img.")),
+    Rule("chroma", any=("distilled_guidance_layer.",)),
+    Rule("hunyuan_video", any=("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")),
+    Rule("flux", any=("double_blocks.0.img_attn.norm.", "double_blocks.0.img_attn.qkv.", "single_transformer_blocks.0.proj_mlp.")),
+    Rule("hidream", any=("double_stream_blocks.0.block.",)),
+    Rule("sd3", any=("joint_blocks.0.context_block.",)),
+    Rule("auraflow", any=("double_layers.0.attn.w1q.", "joint_transformer_blocks.0.")),
+    Rule("qwen_image", any=("transformer_blocks.0.img_mlp.", "txt_norm.weight$"), all=("transformer_blocks.0.attn.add_k_proj.",)),
+    Rule("sd3", all=("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.weight$")),
+    Rule("cogvideo", all=("transformer_blocks.0.norm1.linear.weight$", "patch_embed.text_proj.")),
+    Rule("z_image", any=("layers.0.adaLN_modulation.0.weight$",)),
+    Rule("lumina2", any=("cap_embedder.0.weight$", "time_caption_embed.caption_embedder.")),
+    Rule("sana", any=("blocks.0.cross_attn.q_linear.",)),
+    Rule("sana", all=("caption_projection.linear_1.weight$", "transformer_blocks.0.ff.conv_inverted.")),
+    Rule("ltx", any=("patchify_proj.weight$",)),
+    Rule("pixart", all=("caption_projection.linear_1.weight$", "adaln_single.linear.weight$")),
+    Rule("hunyuan_dit", any=("blocks.0.attn2.norm_q.", "blocks.0.default_modulation.")),
+    Rule("wan", any=("head.modulation$", "condition_embedder.time_embedder.")),
+    Rule("mochi", any=("blocks.0.attn.qkv_x.weight$",)),
+    Rule("cosmos", any=("^net.x_embedder.proj.1.weight$",)),
+    Rule("flux", any=("single_transformer_blocks.0.",)),
+)
+
+ADAPTER_RULES: tuple[Rule, ...] = (
+    Rule("chroma", any=("distilled_guidance_layer",)),
+    Rule("flux", any=("double_blocks_0_img_attn", "double_blocks.0.img_attn", "double_blocks_", "single_blocks_")),
+    Rule(
+        "flux",
+        any=("double_blocks.", "single_transformer_blocks.", "single_transformer_blocks_", "lora_transformer_single_transformer_blocks"),
+    ),
+    Rule("sd3", any=("joint_blocks_", "joint_blocks.")),
+    Rule("qwen_image", any=("transformer_blocks.0.img_mlp.", "transformer_blocks_0_img_mlp")),
+    Rule("sd3", any=("transformer_blocks.0.attn.add_k_proj.", "transformer_blocks_0_attn_add_k_proj")),
+    Rule("wan", any=("blocks.0.cross_attn.k.", "blocks_0_cross_attn_k")),
+    Rule("sdxl", any=("lora_te2_", "text_encoder_2."), none=("lora_te3_",)),
+)
+"""Families of adapters whose modules do not tell the width of the text."""

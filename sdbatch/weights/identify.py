@@ -1,0 +1,188 @@
+"""What a weight file is: kind, family, parts and the numbers that must fit, from its header alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from sdbatch.weights import geometry, training
+from sdbatch.weights.families import ADAPTER_RULES, BY_UNET_WIDTH, FAMILIES, TRANSFORMER_RULES, UNET_RULES
+from sdbatch.weights.header import Header
+from sdbatch.weights.key import Keys, first_match
+from sdbatch.weights.lora_facts import LoraFacts, read_lora_facts
+from sdbatch.weights.prediction import find_prediction
+from sdbatch.weights.reader import read_header
+from sdbatch.weights.signature import IMAGE_ENCODER_RULES, KIND_RULES, PART_RULES, TEXT_ENCODER_RULES, VAE_RULES
+from sdbatch.weights.variant import find_variant
+
+GROUP_OF_KIND: dict[str, str] = {
+    "checkpoint": "checkpoint",
+    "denoiser": "checkpoint",
+    "vae": "vae",
+    "text_encoder": "text_encoder",
+    "lora": "lora",
+    "embedding": "embedding",
+    "hypernetwork": "hypernetwork",
+    "controlnet": "controlnet",
+    "t2i_adapter": "controlnet",
+    "ip_adapter": "ip_adapter",
+    "upscaler": "upscaler",
+}
+"""Kind -> config group that takes it. Image encoders and motion modules have none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a weight file is. Everything stems from its header; nothing from its name or folder."""
+
+    path: Path
+    kind: str
+    """A key of GROUP_OF_KIND, `image_encoder`, `motion_module`, or `unknown`. `denoiser`: a UNet or transformer alone."""
+    format: str
+    """`safetensors`, `pickle` or `folder`."""
+    size: int
+    """In bytes."""
+    family: str | None = None
+    """`sd1`, `sd2`, `sdxl`, `flux`, `sd3`, `tiny`, ...; None when the header does not tell: then compare the widths."""
+    variant: str | None = None
+    """Within the kind and family: `base`, `inpainting`, `refiner`, `768-v`, `dev`, `schnell`, `clip_l`, `esrgan`, ..."""
+    parts: tuple[str, ...] = ()
+    """Of a checkpoint: `unet` or `transformer`, `vae`, `text_encoder`, `text_encoder_2`, `ema`, ..."""
+    pruning: str | None = None
+    """Of a checkpoint: `full` (EMA weights beside the normal ones), `pruned` (one set), `ema-only` (under EMA's names)."""
+    dtype: str = ""
+    """Of most parameters, as safetensors writes it: `F16`."""
+    parameters: int = 0
+    """All numbers stored, EMA weights too."""
+    cross_attention_width: int | None = None
+    """Width of the text states that the UNet reads, or that the adapter was made for."""
+    embedding_widths: tuple[int, ...] = ()
+    """Token widths: of the text encoders inside, of those an adapter changes, or of an embedding's vectors."""
+    embedding_vectors: int | None = None
+    """How many tokens an embedding takes in the prompt."""
+    latent_channels: int | None = None
+    image_embedding_width: int | None = None
+    """Of an IP-Adapter: what its image encoder must give."""
+    prediction_type: str | None = None
+    """`epsilon`, `v_prediction`, `flow`; None when the header does not tell."""
+    zero_snr: bool = False
+    """Trained for a schedule that ends in pure noise (zero terminal signal-to-noise ratio)."""
+    trigger_words: tuple[str, ...] = ()
+    lora: LoraFacts | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The short entries of the header's metadata, cleaned for showing."""
+    foreign: tuple[str, ...] = ()
+    """Classes named by a pickle that torch does not load by itself."""
+
+    @property
+    def group(self) -> str | None:
+        """The config group that takes this file: `lora` for `lora=NAME`; None when none does."""
+        return GROUP_OF_KIND.get(self.kind)
+
+
+def identify(path: Path) -> Identity:
+    """What this weight file or diffusers folder is.
+
+    Raises: WeightFileError when it cannot be read as one. A readable file of no known kind is `unknown`.
+    """
+    return identify_header(read_header(path))
+
+
+def identify_header(header: Header) -> Identity:
+    """What the file with this header is."""
+    keys = Keys(header.tensors)
+    parts = _find_parts(keys)
+    kind = _to_kind(header, keys, parts)
+    lora = read_lora_facts(header, keys) if kind == "lora" else None
+    width = lora.cross_attention_width if lora else geometry.find_cross_attention_width(header, kind)
+    widths = lora.embedding_widths if lora else geometry.find_embedding_widths(header, kind)
+    family = _to_family(header, keys, kind, width, widths)
+    prediction = find_prediction(header, keys, kind, family)
+    dtypes: Counter[str] = Counter()
+    for info in header.tensors.values():
+        dtypes[info.dtype] += prod(info.shape)
+    return Identity(
+        path=header.path,
+        kind=kind,
+        format=header.format,
+        size=header.size,
+        family=family,
+        variant=find_variant(header, keys, kind, family, prediction.type),
+        parts=parts if kind in {"checkpoint", "denoiser"} else (),
+        pruning=_to_pruning(parts) if kind in {"checkpoint", "denoiser"} else None,
+        dtype=dtypes.most_common(1)[0][0] if dtypes else "",
+        parameters=dtypes.total(),
+        cross_attention_width=width,
+        embedding_widths=widths,
+        embedding_vectors=geometry.count_vectors(header) if kind == "embedding" else None,
+        latent_channels=geometry.find_latent_channels(header, kind, family),
+        image_embedding_width=geometry.find_image_embedding_width(header) if kind == "ip_adapter" else None,
+        prediction_type=prediction.type,
+        zero_snr=prediction.zero_snr,
+        trigger_words=training.find_trigger_words(header.metadata) if kind in {"lora", "embedding"} else (),
+        lora=lora,
+        metadata=training.to_summary(header.metadata),
+        foreign=header.foreign,
+    )
+
+
+def _find_parts(keys: Keys) -> tuple[str, ...]:
+    """The parts of a checkpoint that these names show, each once."""
+    found = dict.fromkeys(rule.label for rule in PART_RULES if rule.matches(keys))
+    if "unet" not in found and "transformer" not in found and first_match(TRANSFORMER_RULES, keys):
+        found["transformer"] = None
+    return tuple(found)
+
+
+def _to_pruning(parts: tuple[str, ...]) -> str:
+    if "ema" not in parts:
+        return "pruned"
+    return "full" if "unet" in parts or "transformer" in parts else "ema-only"
+
+
+def _to_kind(header: Header, keys: Keys, parts: tuple[str, ...]) -> str:
+    if "model_index" in header.values:
+        return "checkpoint"
+    if label := first_match(KIND_RULES, keys):
+        return label
+    if not {"unet", "transformer", "ema"}.isdisjoint(parts):
+        whole = not {"vae", "text_encoder", "text_encoder_2", "text_encoder_3"}.isdisjoint(parts)
+        return "checkpoint" if whole else "denoiser"
+    for kind, rules in (("vae", VAE_RULES), ("text_encoder", TEXT_ENCODER_RULES), ("image_encoder", IMAGE_ENCODER_RULES)):
+        if first_match(rules, keys):
+            return kind
+    return "embedding" if geometry.looks_like_embedding(header) else "unknown"
+
+
+def _to_family(header: Header, keys: Keys, kind: str, width: int | None, widths: tuple[int, ...]) -> str | None:
+    """The family: by shape where shapes tell, else by names, else by what the trainer wrote."""
+    by_metadata = training.find_family(header.metadata)
+    match kind:
+        case "checkpoint" | "denoiser" | "controlnet":
+            by_name = first_match(UNET_RULES, keys) or first_match(TRANSFORMER_RULES, keys)
+            return by_name or BY_UNET_WIDTH.get(width or 0) or by_metadata
+        case "ip_adapter":
+            by_name = "flux" if keys.has("double_blocks.") else None
+            return by_name or BY_UNET_WIDTH.get(width or 0) or by_metadata
+        case "hypernetwork":
+            return BY_UNET_WIDTH.get(width or 0)
+        case "t2i_adapter":
+            return geometry.find_t2i_family(header)
+        case "lora":
+            by_width = BY_UNET_WIDTH.get(width or 0) or first_match(ADAPTER_RULES, keys)
+            return by_width or by_metadata or _family_of_widths(widths)
+        case "embedding":
+            return _family_of_widths(widths) or by_metadata
+        case "vae":
+            return "tiny" if geometry.is_tiny_vae(header) else by_metadata
+        case _:
+            return by_metadata
+
+
+def _family_of_widths(widths: tuple[int, ...]) -> str | None:
+    if widths == (1280,):
+        return "sdxl"  # its second text encoder alone
+    return next((facts.name for facts in FAMILIES if widths and facts.embedding_widths == widths), None)

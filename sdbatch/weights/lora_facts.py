@@ -1,0 +1,190 @@
+"""What a LoRA or LyCORIS file changes: its algorithm, and rank and alpha by block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sdbatch.weights.header import Header, TensorInfo
+from sdbatch.weights.key import Keys, first_match
+from sdbatch.weights.signature import LORA_ALGORITHMS
+from sdbatch.weights.value import read_values
+
+MAX_ALPHAS = 4000
+"""Alphas read from one file; full LyCORIS files of the largest families have about 1,500."""
+
+_ROLE = re.compile(
+    r"(?P<module>.+?)[._](?P<role>"
+    r"lora_(?:down|up|mid)\.weight|lora_(?:A|B|mid)(?:\.default)?(?:\.weight)?|lora(?:_linear_layer)?\.(?:down|up)\.weight"
+    r"|lora_magnitude_vector(?:\.weight|\.default)*|alpha|dora_scale|hada_[a-z0-9_]+|lokr_[a-z0-9_]+"
+    r"|oft_(?:blocks|diag)|rescale|on_input|[ab][12]\.weight|weight|diff_b|diff|w_norm|b_norm)$"
+)
+
+_BLOCKS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"^(?:lora_te1?|text_encoder|te1?|clip_l|lora_prior_te)_"), "text_encoder"),
+    (re.compile(r"^(?:lora_te2|text_encoder_2|te2|clip_g)_"), "text_encoder_2"),
+    (re.compile(r"^(?:lora_te3|text_encoder_3|t5xxl)_"), "text_encoder_3"),
+    (re.compile(r"(?<![a-z])down_blocks_(\d+)"), "down_{}"),
+    (re.compile(r"(?<![a-z])(?:mid_block|middle_block)"), "mid"),
+    (re.compile(r"(?<![a-z])up_blocks_(\d+)"), "up_{}"),
+    (re.compile(r"(?<![a-z])input_blocks_(\d+)"), "in_{}"),
+    (re.compile(r"(?<![a-z])output_blocks_(\d+)"), "out_{}"),
+    (re.compile(r"(?<![a-z])double_blocks_(\d+)"), "double_{}"),
+    (re.compile(r"(?<![a-z])single_blocks_(\d+)"), "single_{}"),
+    (re.compile(r"single_transformer_blocks_(\d+)"), "single_{}"),
+    (re.compile(r"joint_blocks_(\d+)"), "joint_{}"),
+    (re.compile(r"^(?:lora_unet_|lora_transformer_|transformer_|diffusion_model_)?transformer_blocks_(\d+)"), "double_{}"),
+)
+"""Where a module sits, by its name with `_` for `.`; the first that matches."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFacts:
+    """The adapted modules of one block."""
+
+    block: str
+    """`down_0`, `mid`, `up_3`, `in_4`, `double_12`, `text_encoder`, `text_encoder_2`, ..., `other`."""
+    modules: int
+    rank_min: int | None
+    """None where the algorithm has no rank."""
+    rank_max: int | None
+    alpha_min: float | None
+    """None where the file does not say: then the strength is not scaled."""
+    alpha_max: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFacts:
+    """What the header of an adapter file says about it."""
+
+    algorithm: str
+    """lora, locon, loha, lokr, dylora, dora, oft, boft, ia3, glora or full (differences)."""
+    modules: int
+    blocks: tuple[BlockFacts, ...]
+    cross_attention_width: int | None
+    """Width of the text that its cross-attention modules read; None when it has none."""
+    embedding_widths: tuple[int, ...]
+    """Widths of the text encoders that it changes, in their order."""
+
+
+@dataclass(slots=True)
+class _Module:
+    """The tensors of one adapted module, by their role."""
+
+    name: str
+    tensors: dict[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
+    alpha_key: str | None = None
+
+    def shape(self, *roles: str) -> tuple[int, ...] | None:
+        return next((self.tensors[role].shape for role in roles if role in self.tensors), None)
+
+
+def read_lora_facts(header: Header, keys: Keys) -> LoraFacts:
+    """Algorithm, and rank and alpha by block, of an adapter file."""
+    modules = _group(header)
+    alphas = _read_alphas(header, modules)
+    blocks: dict[str, list[_Module]] = {}
+    for module in modules.values():
+        blocks.setdefault(_to_block(module.name), []).append(module)
+    return LoraFacts(
+        algorithm=_to_algorithm(header, keys, modules),
+        modules=len(modules),
+        blocks=tuple(_summarize(name, blocks[name], alphas) for name in sorted(blocks, key=_block_order)),
+        cross_attention_width=_find_cross_attention_width(modules),
+        embedding_widths=_find_embedding_widths(blocks),
+    )
+
+
+def _group(header: Header) -> dict[str, _Module]:
+    modules: dict[str, _Module] = {}
+    for name, info in header.tensors.items():
+        if match := _ROLE.fullmatch(name):
+            module = modules.setdefault(match["module"], _Module(match["module"].replace(".", "_")))
+            role = match["role"].removesuffix(".weight").removesuffix(".default").replace("lora_linear_layer", "lora")
+            module.tensors[role] = info
+            if role == "alpha":
+                module.alpha_key = name
+    return modules
+
+
+def _to_algorithm(header: Header, keys: Keys, modules: Mapping[str, _Module]) -> str:
+    label = first_match(LORA_ALGORITHMS, keys) or "lora"
+    trained = header.metadata.get("ss_network_args", "") + header.metadata.get("ss_network_module", "")
+    down = [module.shape("lora_down", "lora_A", "lora.down") for module in modules.values()]
+    if label == "lora" and "dylora" in trained.lower():
+        return "dylora"
+    if label == "lora" and any(shape and len(shape) == 4 and max(shape[2:]) > 1 for shape in down):
+        return "locon"
+    if label == "oft" and any(len(module.shape("oft_blocks") or ()) == 4 for module in modules.values()):
+        return "boft"
+    return label
+
+
+def _read_alphas(header: Header, modules: Mapping[str, _Module]) -> dict[str, float]:
+    names = [module.alpha_key for module in modules.values() if module.alpha_key][:MAX_ALPHAS]
+    return {name: values[0] for name, values in read_values(header, names).items() if len(values) == 1}
+
+
+def _to_rank(module: _Module) -> int | None:
+    if shape := module.shape("lora_down", "lora_A", "lora.down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        return shape[0] if shape else None
+    if shape := module.shape("lora_up", "lora_B", "lora.up", "lokr_w1_a", "lokr_w2_a"):
+        return shape[1] if len(shape) > 1 else None
+    return None
+
+
+def _to_input_width(module: _Module) -> int | None:
+    """How wide the input of the adapted module is."""
+    if shape := module.shape("lora_down", "lora_A", "lora.down", "hada_w1_b", "diff"):
+        return shape[1] if len(shape) > 1 else None
+    left, right = module.shape("lokr_w1", "lokr_w1_b"), module.shape("lokr_w2", "lokr_w2_b")
+    if left and right and len(left) > 1 and len(right) > 1:
+        return left[1] * right[1]
+    return None
+
+
+def _find_cross_attention_width(modules: Mapping[str, _Module]) -> int | None:
+    for module in modules.values():
+        name = module.name.removesuffix("_lora")
+        if name.endswith(("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")):
+            return _to_input_width(module)
+    return None
+
+
+def _find_embedding_widths(blocks: Mapping[str, list[_Module]]) -> tuple[int, ...]:
+    widths: list[int] = []
+    for block in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        inputs = (
+            _to_input_width(module) for module in blocks.get(block, []) if module.name.endswith(("q_proj", "k_proj", "v_proj", "_q", "_k"))
+        )
+        if width := next((width for width in inputs if width), None):
+            widths.append(width)
+    return tuple(widths)
+
+
+def _to_block(name: str) -> str:
+    for pattern, block in _BLOCKS:
+        if match := pattern.search(name):
+            return block.format(*match.groups())
+    return "other"
+
+
+def _block_order(block: str) -> tuple[int, int]:
+    kind, _, number = block.rpartition("_")
+    order = ["text_encoder", "text", "in", "down", "mid", "out", "up", "double", "single", "joint"]
+    stem = kind if number.isdigit() and kind != "text_encoder" else block.split("_")[0]
+    return (order.index(stem) if stem in order else len(order), int(number) if number.isdigit() else 0)
+
+
+def _summarize(block: str, modules: list[_Module], alphas: Mapping[str, float]) -> BlockFacts:
+    ranks = [rank for module in modules if (rank := _to_rank(module)) is not None]
+    known = [alphas[module.alpha_key] for module in modules if module.alpha_key and module.alpha_key in alphas]
+    return BlockFacts(
+        block=block,
+        modules=len(modules),
+        rank_min=min(ranks, default=None),
+        rank_max=max(ranks, default=None),
+        alpha_min=min(known, default=None),
+        alpha_max=max(known, default=None),
+    )
