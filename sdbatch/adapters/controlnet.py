@@ -101,11 +101,11 @@ def _find_config(file: WeightFile, config_folder: Path) -> dict[str, Any] | None
 
 def _config_from_unet(unet_config: Mapping[str, Any], state: Tensors) -> dict[str, Any]:
     config = {name: unet_config[name] for name in _SHARED_SETTINGS if name in unet_config}
-    hints = {key: tensor for key, tensor in state.items() if "cond_embedding" in key or "input_hint_block" in key}
-    widths = [tensor.shape[0] for key, tensor in sorted(hints.items(), key=lambda item: _layer_number(item[0])) if tensor.dim() == 4]
+    hints = [key for key, tensor in state.items() if tensor.dim() == 4 and ("cond_embedding" in key or "input_hint_block" in key)]
+    widths = [state[key].shape[0] for key in sorted(hints, key=_layer_number)]
     if len(widths) > 2:
         # the layers go w0, w0, w1, w1, w2, ... and end in the UNet's own width
-        config["conditioning_embedding_out_channels"] = tuple(dict.fromkeys(widths[:-1]))
+        config["conditioning_embedding_out_channels"] = tuple(widths[:-1:2])
     return config
 
 

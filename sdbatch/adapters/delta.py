@@ -103,7 +103,7 @@ UNSUPPORTED: dict[str, str] = {
     "dora_scale": "DoRA",
     "oft_blocks": "OFT",
     "oft_diag": "OFT",
-    "a1.weight": "GLoRA",
+    "a1": "GLoRA",
     "on_input": "IA3",
 }
 """Tensors of forms that change the weight in another way. To ignore them would make a wrong image in silence."""

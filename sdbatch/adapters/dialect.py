@@ -46,7 +46,9 @@ COMPONENTS: tuple[tuple[str, str], ...] = (
 """How a key begins, and the component it belongs to; the first that fits is taken."""
 
 _ROLE_PATTERN = re.compile("(" + "|".join(re.escape(end) for end in sorted(ROLES, key=len, reverse=True)) + ")$")
-_OWN_ROLE = re.compile(r"\.(hada_\w+|lokr_\w+|dora_scale|oft_\w+|diff_b|on_input|[ab][12]\.weight|lora_magnitude_vector(?:\.default)?)(?:\.weight)?$")
+_OWN_ROLE = re.compile(
+    r"\.(hada_\w+|lokr_\w+|dora_scale|oft_\w+|diff_b|on_input|[ab][12]|lora_magnitude_vector(?:\.default)?)(?:\.weight)?$"
+)
 _BLOCK_PARTS = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

@@ -34,7 +34,8 @@ def build_module(what: str, build: Callable[[Any], Any], config: Any, state: Ten
         raise WeightFileError(f"{what}: its weights do not fit the model's config: {detail}") from error
     unexpected = [key for key in result.unexpected_keys if not key.endswith("position_ids")]
     if result.missing_keys or unexpected:
-        raise WeightFileError(f"{what}: {_describe(result.missing_keys, 'missing')}{_describe(unexpected, 'left over')}the file is not complete or of another family.")
+        found = _describe(result.missing_keys, "missing") + _describe(unexpected, "left over")
+        raise WeightFileError(f"{what}: {found}the file is not complete or of another family.")
     _materialise_buffers(module)
     module.requires_grad_(False)
     return module.to(dtype).eval()

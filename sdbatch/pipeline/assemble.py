@@ -36,6 +36,9 @@ _FOLDER_FILES = (
 _OLD_VAE_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """How diffusers named the VAE's attention before 2023; folders of that time are still about."""
 
+_CLIP_EXTRAS = ("text_projection", "logit_scale", "vision_model", "visual")
+"""Parts of a whole CLIP that a bare text encoder has no use for."""
+
 
 @dataclass(slots=True)
 class CheckpointReader:
@@ -98,7 +101,7 @@ def load_text_encoder(state: Tensors, what: str, config_folder: Path, dtype: tor
     prefixes = ("cond_stage_model.transformer.", "text_encoder.", "text_model.")
     for prefix in prefixes:
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    state = {key: tensor for key, tensor in state.items() if not key.startswith(("text_projection", "logit_scale", "vision_model", "visual"))}
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(_CLIP_EXTRAS)}
     return build_module(what, CLIPTextModel, CLIPTextConfig.from_dict(config), state, dtype)
 
 

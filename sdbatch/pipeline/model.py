@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Model:
         self.scheduler_config: dict[str, Any] = {}
         self.encoder: TextEncoder | None = None
         self.loras: list[Lora] = []
-        self.controlnets: list[nn.Module] = []
+        self._controlnets: list[tuple[Hashable, nn.Module]] = []
         self._slots: dict[str, tuple[Hashable, Any]] = {}
         self._stacks: dict[str, LoraStack] = {}
         self._adapters_key: Hashable = None
@@ -69,6 +69,11 @@ class Model:
     def vae(self) -> nn.Module:
         """The VAE of the recipe."""
         return self._slots["vae"][1]
+
+    @property
+    def controlnets(self) -> list[nn.Module]:
+        """The ControlNets of the recipe, in its order."""
+        return [net for _, net in self._controlnets]
 
     def stack(self, component: str) -> LoraStack | None:
         """The LoRAs on a component, or None when none touches it."""
@@ -93,12 +98,12 @@ class Model:
         """Take everything off and let it go."""
         self._detach_adapters()
         self._slots.clear()
-        self.controlnets = []
+        self._controlnets = []
         self.loras = []
         self.recipe = None
 
     @contextmanager
-    def in_float32(self) -> Iterator[None]:
+    def in_float32(self) -> Generator[None]:
         """The modules in float32 for a while: what half precision lost to an overflow may be found there."""
         dtypes = {name: next(module.parameters()).dtype for name, module in self._modules()}
         try:
@@ -159,15 +164,12 @@ class Model:
 
     def _load_controlnets(self, recipe: Recipe) -> None:
         config: Any = self.unet.config
-        loaded = {net.sdbatch_key: net for net in self.controlnets}  # pyright: ignore[reportUnknownVariableType]
-        self.controlnets = []
+        loaded = dict(self._controlnets)
+        self._controlnets = []
         for file in recipe.controlnets:
-            key: Any = (file.sha256, recipe.config, self.dtype)
-            net: Any = loaded.get(key)
-            if net is None:
-                net = self._place(load_controlnet(file, Path(recipe.config), config, self.dtype))
-                net.sdbatch_key = key
-            self.controlnets.append(net)
+            key = (file.sha256, recipe.config, self.dtype)
+            net = loaded.get(key) or self._place(load_controlnet(file, Path(recipe.config), config, self.dtype))
+            self._controlnets.append((key, net))
 
     def _attach_adapters(self, recipe: Recipe) -> None:
         """LoRAs and embeddings, when they or what they are attached to have changed."""

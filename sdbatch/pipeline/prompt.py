@@ -36,33 +36,40 @@ def parse_prompt(prompt: str, embeddings: Collection[str] = ()) -> list[Span]:
 
 def _parse_weights(prompt: str) -> list[Span]:
     spans: list[Span] = []
-    round_open: list[int] = []
-    square_open: list[int] = []
-
-    def scale_from(start: int, factor: float) -> None:
-        spans[start:] = [Span(span.text, span.weight * factor, span.kind) for span in spans[start:]]
-
+    opened: dict[str, list[int]] = {"(": [], "[": []}
     for found in _TOKEN.finditer(prompt):
         token = found.group()
-        if token == "BREAK":
+        bracket, factor = _closes(token)
+        if token in opened:
+            opened[token].append(len(spans))
+        elif opened.get(bracket):
+            _scale(spans, opened[bracket].pop(), factor)
+        elif token == "BREAK":
             spans.append(Span("", 1.0, "break"))
-        elif token == "(":
-            round_open.append(len(spans))
-        elif token == "[":
-            square_open.append(len(spans))
-        elif token == ")" and round_open:
-            scale_from(round_open.pop(), _STEP)
-        elif token.startswith(":") and token.endswith(")") and round_open:
-            scale_from(round_open.pop(), float(token[1:-1]))
-        elif token == "]" and square_open:
-            scale_from(square_open.pop(), 1 / _STEP)
         else:
-            spans.append(Span(token[1:] if token.startswith("\\") and len(token) == 2 else token, 1.0))
-    for start in round_open:
-        scale_from(start, _STEP)
-    for start in square_open:
-        scale_from(start, 1 / _STEP)
+            is_escape = token.startswith("\\") and len(token) == 2
+            spans.append(Span(token[1:] if is_escape else token, 1.0))
+    for bracket, factor in (("(", _STEP), ("[", 1 / _STEP)):
+        for start in opened[bracket]:
+            _scale(spans, start, factor)
     return spans
+
+
+def _closes(token: str) -> tuple[str, float]:
+    """The bracket that a token closes and the weight it gives; an empty bracket for any other token."""
+    match token:
+        case ")":
+            return "(", _STEP
+        case "]":
+            return "[", 1 / _STEP
+        case _ if token.startswith(":") and token.endswith(")"):
+            return "(", float(token[1:-1])
+        case _:
+            return "", 1.0
+
+
+def _scale(spans: list[Span], start: int, factor: float) -> None:
+    spans[start:] = [Span(span.text, span.weight * factor, span.kind) for span in spans[start:]]
 
 
 def _merge(spans: list[Span]) -> list[Span]:

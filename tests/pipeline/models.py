@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -16,6 +18,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from sdbatch.adapters.dialect import original_name
 from sdbatch.cell import Cell, Recipe, Sampler, Strength, WeightFile
 from sdbatch.families import SAMPLERS
+
+diffusers: Any = importlib.import_module("diffusers")
+"""Its classes are lazy attributes, which a type checker cannot see."""
 
 WIDTH = 32
 WORDS = ("cat", "dog", "red", "blue", "castle", "photo", "bad", "neg")
@@ -48,15 +53,15 @@ def _shake(module: nn.Module, seed: int) -> None:
     """Random weights strong enough that every part of the model matters to the picture."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                fan = parameter[0].numel()
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(0.05 * noise + (1.0 if name.endswith("weight") else 0.0))
 
 
-def build_pipeline(folder: Path, seed: int = 0) -> StableDiffusionPipeline:
+def build_pipeline(folder: Path, seed: int = 0) -> Any:
     """A random Stable Diffusion 1.x pipeline; `folder` gets the tokenizer's files."""
     write_tokenizer(folder)
     tokenizer = CLIPTokenizer.from_pretrained(str(folder))
@@ -72,7 +77,7 @@ def build_pipeline(folder: Path, seed: int = 0) -> StableDiffusionPipeline:
         pad_token_id=tokenizer.pad_token_id,
     )
     text_encoder = CLIPTextModel(text_config).eval()
-    unet = UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
         block_out_channels=(32, 64),
@@ -82,7 +87,7 @@ def build_pipeline(folder: Path, seed: int = 0) -> StableDiffusionPipeline:
         attention_head_dim=4,
         norm_num_groups=8,
     ).eval()
-    vae = AutoencoderKL(
+    vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 16, 16, 16),
@@ -91,16 +96,16 @@ def build_pipeline(folder: Path, seed: int = 0) -> StableDiffusionPipeline:
     ).eval()
     for index, module in enumerate((text_encoder, unet, vae)):
         _shake(module, 10 * seed + index)
-    scheduler = DDIMScheduler(
+    scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False
     )
     parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
-    pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)  # pyright: ignore[reportArgumentType]
+    pipeline = diffusers.StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def to_original_keys(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+def to_original_keys(pipeline: Any) -> dict[str, Tensor]:
     """The weights under the key names of the original Stable Diffusion code, as single files have them."""
     tensors = {f"model.diffusion_model.{_unet_key(key)}": tensor for key, tensor in pipeline.unet.state_dict().items()}
     tensors |= {f"first_stage_model.{key}": tensor for key, tensor in original_vae(pipeline.vae).items()}
@@ -126,7 +131,14 @@ def _unet_key(key: str) -> str:
     return f"{original}.{kind}"
 
 
-def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
+_MIDDLE_KEYS = (
+    ("mid_block.resnets.0", "mid.block_1"),
+    ("mid_block.resnets.1", "mid.block_2"),
+    ("mid_block.attentions.0", "mid.attn_1"),
+)
+
+
+def original_vae(vae: Any) -> dict[str, Tensor]:
     """A VAE's weights under the original key names, without a prefix."""
     tensors: dict[str, Tensor] = {}
     blocks = len(vae.config.block_out_channels)
@@ -138,7 +150,7 @@ def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
             index = int(name.split(".")[2])
             name = name.replace(f"up_blocks.{index}", f"up.{blocks - 1 - index}").replace("resnets", "block")
             name = name.replace("upsamplers.0", "upsample")
-        for ours, theirs in (("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"), ("mid_block.attentions.0", "mid.attn_1")):
+        for ours, theirs in _MIDDLE_KEYS:
             name = name.replace(ours, theirs)
         if ".attn_1." in name:
             for ours, theirs in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
@@ -162,11 +174,12 @@ class TinyModel:
     folder: Path
     config: Path
     checkpoint: WeightFile
-    pipeline: StableDiffusionPipeline
+    pipeline: Any
 
     def recipe(self, **changes: Any) -> Recipe:
         """A recipe of the checkpoint alone, or with changes."""
-        return Recipe(**{"family": "sd1", "config": str(self.config), "checkpoint": self.checkpoint, **changes})
+        values: dict[str, Any] = {"family": "sd1", "config": str(self.config), "checkpoint": self.checkpoint, **changes}
+        return Recipe(**values)
 
 
 def write_model(folder: Path, seed: int = 0) -> TinyModel:
@@ -208,8 +221,20 @@ def add_to_weights(module: nn.Module, deltas: dict[str, Tensor], strength: float
             weight.add_(strength * delta.reshape(weight.shape).to(weight.dtype))
 
 
-def build_controlnet(pipeline: StableDiffusionPipeline, seed: int = 5) -> ControlNetModel:
+def build_controlnet(pipeline: Any, seed: int = 5) -> Any:
     """A random ControlNet for a model, its zero layers shaken too."""
-    net = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16, 24, 32)).eval()
+    net = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16, 24, 32)).eval()
     _shake(net, seed)
     return net
+
+
+def write_picture(path: Path, seed: int = 0, size: int = 80) -> Path:
+    """A random picture of a few rectangles."""
+    random = np.random.default_rng(seed)
+    pixels = np.zeros((size, size, 3), np.uint8)
+    for _ in range(6):
+        top, left = random.integers(0, size - 20, 2)
+        pixels[top : top + 20, left : left + 20] = random.integers(0, 256, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path

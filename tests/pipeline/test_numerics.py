@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 
-from sdbatch.cell import Cell
+from sdbatch.cell import Cell, Control, WeightFile
 from sdbatch.families import SAMPLERS
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
-from tests.pipeline.models import TinyModel, make_cell
+from tests.pipeline.models import (
+    WIDTH,
+    TinyModel,
+    build_controlnet,
+    build_pipeline,
+    diffusers,
+    make_cell,
+    original_vae,
+    save,
+    to_original_keys,
+    write_picture,
+)
 
 # The samplers whose noise diffusers does not draw from the generator need a seed of their own there.
 OWN_SEED = {"dpmpp_sde", "dpmpp_sde_karras"}
@@ -55,3 +68,105 @@ def test_every_sampler_equals_diffusers(name: str, engine: DiffusersEngine, mode
     ours = draw(engine, cell)
     assert ours.std() > 5
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell))
+
+
+def test_guidance_1_skips_the_unconditional_pass_as_diffusers_does(engine: DiffusersEngine, model: TinyModel) -> None:
+    cell = make_cell(model.recipe(), guidance_scale=1.0)
+    np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell))
+
+
+def test_other_sizes(engine: DiffusersEngine, model: TinyModel) -> None:
+    cell = make_cell(model.recipe(), width=96, height=72)
+    np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell))
+
+
+@pytest.mark.parametrize("clip_skip", [2, 3])
+def test_clip_skip_is_that_hidden_state_under_the_final_norm(clip_skip: int, engine: DiffusersEngine, model: TinyModel) -> None:
+    cell = make_cell(model.recipe(), clip_skip=clip_skip)
+
+    def encode(prompt: str) -> torch.Tensor:
+        text = model.pipeline.text_encoder
+        ids = model.pipeline.tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return text.final_layer_norm(text(ids, output_hidden_states=True).hidden_states[-clip_skip])
+
+    embeds = {"prompt": None, "negative_prompt": None, "prompt_embeds": encode(cell.prompt), "negative_prompt_embeds": encode("")}
+    ours = draw(engine, cell)
+    np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, **embeds))
+    assert (ours != draw(engine, make_cell(model.recipe()))).any()
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_embedding_equals_load_textual_inversion(vectors: int, engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
+    vector = torch.randn(vectors, WIDTH, generator=torch.Generator().manual_seed(3))
+    file = save({"emb_params": vector}, tmp_path / f"EasyNegative{vectors}.safetensors")
+    recipe = model.recipe(embeddings=(file,))
+    cell = make_cell(recipe, prompt=f"a {file.name} cat", negative_prompt=f"bad, embedding:{file.name}")
+    oracle = build_pipeline(tmp_path / "vocabulary")
+    oracle.load_textual_inversion({"emb": vector}, token="ttqx")  # lower case: diffusers loses vectors of mixed-case names
+    prompts = {"prompt": "a ttqx cat", "negative_prompt": "bad, ttqx"}
+    ours = draw(engine, cell)
+    np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, oracle, **prompts))
+    assert (ours != draw(engine, make_cell(model.recipe(), prompt="a cat", negative_prompt="bad, "))).any()
+
+
+def test_vae_by_file_with_either_kind_of_keys(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
+    other = build_pipeline(tmp_path / "vocabulary", seed=4)
+    original = save(original_vae(other.vae), tmp_path / "original.safetensors")
+    prefixed = save({f"first_stage_model.{k}": v for k, v in original_vae(other.vae).items()}, tmp_path / "prefixed.safetensors")
+    modern = save(other.vae.state_dict(), tmp_path / "modern.safetensors")
+    parts = {**model.pipeline.components, "vae": other.vae}
+    oracle = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    oracle.set_progress_bar_config(disable=True)
+    expected = draw_with_diffusers(model, make_cell(model.recipe()), oracle)
+    for file in (original, prefixed, modern):
+        np.testing.assert_array_equal(draw(engine, make_cell(model.recipe(vae=file))), expected, err_msg=file.name)
+
+
+def test_diffusers_folder_and_half_precision_file(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
+    model.pipeline.save_pretrained(tmp_path / "folder")
+    folder = model.recipe(checkpoint=WeightFile("folder", str(tmp_path / "folder"), "folder"), config=str(tmp_path / "folder"))
+    expected = draw(engine, make_cell(model.recipe()))
+    np.testing.assert_array_equal(draw(engine, make_cell(folder)), expected)
+    half = {key: tensor.half() for key, tensor in to_original_keys(model.pipeline).items()}
+    recipe = model.recipe(checkpoint=save(half, tmp_path / "half.safetensors"))
+    draw(engine, make_cell(recipe))
+    assert next(engine.model.unet.parameters()).dtype is torch.float32
+
+
+def test_v_prediction_is_taken_from_the_recipe(engine: DiffusersEngine, model: TinyModel) -> None:
+    cell = make_cell(model.recipe(prediction_type="v_prediction"), sampler=SAMPLERS["ddim"])
+    ours = draw(engine, cell)
+    options = dict(cell.sampler.options) | {"prediction_type": "v_prediction"}
+    asked = replace(cell, sampler=replace(cell.sampler, options=tuple(options.items())))
+    np.testing.assert_array_equal(ours, draw_with_diffusers(model, asked))
+
+
+def test_controlnets_equal_diffusers(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
+    nets = [build_controlnet(model.pipeline, seed) for seed in (5, 6)]
+    files = tuple(save(net.state_dict(), tmp_path / f"net{index}.safetensors") for index, net in enumerate(nets))
+    pictures = [write_picture(tmp_path / f"picture{index}.png", seed=index) for index in range(2)]
+    controls = (
+        Control(str(pictures[0]), "0", weight=0.7),
+        Control(str(pictures[1]), "1", weight=1.3, start=0.25, end=0.75),
+    )
+    cell = make_cell(model.recipe(controlnets=files), controls=controls)
+    parts = {**model.pipeline.components, "controlnet": nets}
+    oracle = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    oracle.set_progress_bar_config(disable=True)
+    ours = draw(engine, cell)
+    with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
+        theirs = draw_with_diffusers(
+            model,
+            cell,
+            oracle,
+            image=[first.convert("RGB"), second.convert("RGB")],
+            controlnet_conditioning_scale=[0.7, 1.3],
+            control_guidance_start=[0.0, 0.25],
+            control_guidance_end=[1.0, 0.75],
+        )
+    np.testing.assert_array_equal(ours, theirs)
+    base = draw(engine, make_cell(model.recipe()))
+    assert (ours != base).any()
+    off = tuple(replace(control, weight=0.0) for control in controls)
+    np.testing.assert_array_equal(draw(engine, replace(cell, controls=off)), base)
