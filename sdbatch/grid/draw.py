@@ -37,7 +37,7 @@ def draw_grid(table: pa.Table, axes: Axes, load: Loader, style: Style | None = N
 def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Style, title: str) -> list[Image.Image]:
     """As `draw_grid`, from entries that were read before."""
     placed = place_entries(entries, axes)
-    measures = measure(axes, _largest_size(placed.values()), style)
+    measures = measure(axes, largest_size(placed.values()), style)
     pages = fill_pages(cut_blocks(axes, style, measures), style, measures)
     summary = summarize(placed, len(entries), axes)
 
@@ -77,7 +77,7 @@ def summarize(placed: Mapping[Place, Entry], total: int, axes: Axes) -> str:
     return ", ".join(parts) + (f", out of {total} in all" if total > len(placed) else "")
 
 
-def _largest_size(entries: Iterable[Entry]) -> tuple[int, int]:
+def largest_size(entries: Iterable[Entry]) -> tuple[int, int]:
     """Largest width and height among the images, in pixels."""
     sizes = [(entry.values.get("width"), entry.values.get("height")) for entry in entries]
     known = [(width, height) for width, height in sizes if isinstance(width, int) and isinstance(height, int)]

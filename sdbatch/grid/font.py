@@ -37,6 +37,7 @@ def font_for(text: str, size_px: int) -> Font:
 
 def text_width(text: str, size_px: int) -> int:
     """Width in pixels of one line."""
+    text = clean(text)
     return round(font_for(text, size_px).getlength(text))
 
 
@@ -61,6 +62,7 @@ def wrap(text: str, size_px: int, width_px: int, max_lines: int) -> list[str]:
 
 def elide(text: str, size_px: int, width_px: int) -> str:
     """The text, or as much of its beginning as fits, with `…`."""
+    text = clean(text)
     if text_width(text, size_px) <= width_px:
         return text
     kept = _fitting_letters(text, size_px, width_px - text_width("…", size_px))
@@ -68,7 +70,7 @@ def elide(text: str, size_px: int, width_px: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Control characters as spaces: a font has no picture of them."""
+    """Control characters and halves of surrogates as spaces: a font has no picture of them, and laying them out fails."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 

@@ -13,6 +13,11 @@ from sdbatch.grid.font import line_height, text_width, wrap
 HEADER_LINES = 2
 """A column header or section heading takes at most so many lines."""
 
+SHARE_OF_PAGE = 0.8
+"""Of its pixels a page keeps some for title, headers and footer; this share is for cells with the gaps between them."""
+SHARE_OF_IMAGES = 0.65
+"""And this one for the images alone."""
+
 CAPTION_GAP_PX = 4
 """Between an image and its caption."""
 
@@ -98,9 +103,9 @@ def cut_blocks(axes: Axes, style: Style, measures: Measures) -> list[Block]:
     columns: tuple[Value, ...] = axes.x.values if axes.x else (None,)
     rows: tuple[Value, ...] = axes.y.values if axes.y else (None,)
     sections: tuple[Value, ...] = axes.z.values if axes.z else (None,)
-    # A page keeps room for its title and footer: hence 0.8 of its pixels.
     most_cells = max(
-        1, int(0.8 * style.max_page_px / ((measures.cell_w + measures.gap) * (measures.cell_h + measures.caption_h + measures.gap)))
+        1,
+        int(SHARE_OF_PAGE * style.max_page_px / ((measures.cell_w + measures.gap) * (measures.cell_h + measures.caption_h + measures.gap))),
     )
     wide = style.columns if not axes.y else max(1, min(len(columns), max(most_cells // len(rows), math.isqrt(most_cells))))
     high = max(1, most_cells // min(wide, len(columns)))
@@ -131,7 +136,7 @@ def measure(axes: Axes, image_size: tuple[int, int], style: Style) -> Measures:
     largest = _cell_scale(image_size, style)
     smallest = min(largest, style.min_cell_px / min(image_size))
     count = math.prod(len(axis.values) for axis in axes.used) or 1
-    fitting = math.sqrt(0.8 * style.max_page_px / (count * image_size[0] * image_size[1]))
+    fitting = math.sqrt(SHARE_OF_IMAGES * style.max_page_px / (count * image_size[0] * image_size[1]))
     scale = max(smallest, min(largest, fitting))
     cell_w, cell_h = (max(1, round(side * scale)) for side in image_size)
     text = max(13, min(26, round(min(cell_w, cell_h) * 0.075)))
