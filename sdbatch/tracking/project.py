@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbatch.errors import FolderError
@@ -17,8 +14,8 @@ from sdbatch.results.reader import load_rows
 from sdbatch.tracking.cursor import Cursor
 from sdbatch.tracking.payload import MOST_METRICS, MOST_PARAMS, Payload, chunks, group_payload, planned_images, sweep_payload
 from sdbatch.tracking.report import Report
+from sdbatch.tracking.shipment import Shipment, fingerprint
 from sdbatch.tracking.store import Store, file_system_notice, open_store
-from sdbatch.tracking.table import redacted_text, write_table
 from sdbatch.tracking.tally import COLUMNS, Group, Tally, count_rows
 from sdbatch.tracking.target import Target, TrackingError
 
@@ -27,12 +24,6 @@ if TYPE_CHECKING:
 
 LOCK = ".tracking.lock"
 """Held while rows are sent, so that two projections of one sweep do not make two runs."""
-
-FILES = ("plan.parquet", "sweep.json", "config.yaml")
-"""Sent as they are, or with credentials masked."""
-
-ROWS = "rows.parquet"
-"""All rows in one file: the table of the run."""
 
 
 def project(folder: Path, target: Target, *, running: bool = False) -> Report:
@@ -53,21 +44,6 @@ def project(folder: Path, target: Target, *, running: bool = False) -> Report:
         error: str | None = None
         try:
             projection.send()
-        except TrackingError as failure:
-            error = str(failure)
-    return projection.report(error)
-
-
-def log_files(folder: Path, target: Target, files: Sequence[Path]) -> Report:
-    """Add files, such as grids, to the run of a sweep that was projected before.
-
-    Raises: FolderError as `project` does.
-    """
-    with holding(folder / LOCK):
-        projection = Projection(SweepFolder(folder), target, Tally(), running=False)
-        error: str | None = None
-        try:
-            projection.add_files(files)
         except TrackingError as failure:
             error = str(failure)
     return projection.report(error)
@@ -112,24 +88,12 @@ class Projection:
         for group in self.tally.groups.values():
             self._send_group(store, group, known.children.get(group.group_id), run_id)
             self.runs += 1
-        self._send_files(store, run_id)
+        shipment = Shipment(store, self.sweep, self.cursor)
+        if not self.tally.groups:
+            shipment.send_samples(run_id, self.tally.total.samples)
+        shipment.send_files(run_id)
         self._close(store, parent, self.tally.total, planned_images(self.about))
         self.cursor.sent.images = self.tally.images
-        self.cursor.save()
-
-    def add_files(self, files: Sequence[Path]) -> None:
-        """Send files to the run that is there.
-
-        Raises: TrackingError, also when the sweep has no run yet.
-        """
-        store = self._open()
-        parent = self._find(store).parent
-        if parent is None:
-            raise TrackingError(f"{self.target.name}: no run of this sweep in experiment {self.target.experiment!r} yet")
-        self.cursor.sent.run_id = parent.info.run_id
-        self.runs = 1
-        for path in files:
-            self._send_file(store, parent.info.run_id, path, path.name)
         self.cursor.save()
 
     def report(self, error: str | None) -> Report:
@@ -183,14 +147,14 @@ class Projection:
     def _send_group(self, store: Store, group: Group, child: Run | None, parent: str) -> None:
         payload = group_payload(group, self.about, self.out, parent)
         readings = [asdict(reading) for reading in payload.metrics]
-        fingerprint = _fingerprint([readings, group.samples, self.running])
-        if child is not None and self.cursor.sent.groups.get(group.group_id) == fingerprint:
+        state = fingerprint([readings, group.samples, self.running])
+        if child is not None and self.cursor.sent.groups.get(group.group_id) == state:
             return
         run = child or self._create(store, payload, group)
         self._send_payload(store, run, payload, skip=0)
-        self._send_samples(store, run.info.run_id, group)
+        Shipment(store, self.sweep, self.cursor).send_samples(run.info.run_id, group.samples)
         self._close(store, run, group, None)
-        self.cursor.sent.groups[group.group_id] = fingerprint
+        self.cursor.sent.groups[group.group_id] = state
         self.cursor.save()
 
     def _send_payload(self, store: Store, run: Run, payload: Payload, skip: int) -> None:
@@ -215,42 +179,6 @@ class Projection:
             store.call(store.client.log_batch, run_id, metrics=part)
         self.notices += payload.notices
 
-    def _send_samples(self, store: Store, run_id: str, group: Group) -> None:
-        for image in group.samples:
-            path = self.sweep.path / image
-            if path.is_file():
-                self._send_file(store, run_id, path, f"samples/{PurePosixPath(image).name}")
-
-    def _send_files(self, store: Store, run_id: str) -> None:
-        """The table, the plan, the configuration and the grids."""
-        with tempfile.TemporaryDirectory() as scratch:
-            self._send_table(store, run_id, Path(scratch))
-            for name in FILES:
-                path = self.sweep.path / name
-                if path.is_file():
-                    self._send_file(store, run_id, redacted_text(path, Path(scratch)), name, original=path)
-        for path in sorted(self.sweep.path.glob("grid*.png")):
-            self._send_file(store, run_id, path, path.name)
-        if not self.tally.groups:
-            self._send_samples(store, run_id, self.tally.total)
-
-    def _send_table(self, store: Store, run_id: str, scratch: Path) -> None:
-        fingerprint = _fingerprint([(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in self.sweep.parts()])
-        if self.cursor.sent.artifacts.get(ROWS) != fingerprint:
-            write_table(self.sweep, scratch / ROWS)
-            self._send_file(store, run_id, scratch / ROWS, ROWS)
-            self.cursor.sent.artifacts[ROWS] = fingerprint
-
-    def _send_file(self, store: Store, run_id: str, path: Path, name: str, original: Path | None = None) -> None:
-        """One artifact, unless this very file was sent before."""
-        state = (original or path).stat()
-        key, fingerprint = f"{run_id}/{name}", _fingerprint([state.st_size, state.st_mtime_ns])
-        if self.cursor.sent.artifacts.get(key) == fingerprint:
-            return
-        parent = PurePosixPath(name).parent
-        store.call(store.client.log_artifact, run_id, str(path), None if parent == PurePosixPath() else str(parent))
-        self.cursor.sent.artifacts[key] = fingerprint
-
     def _close(self, store: Store, run: Run, group: Group, planned: int | None) -> None:
         """The run's status: open while the sweep runs, `KILLED` when it stopped before its end."""
         complete = planned is None or group.done + group.failed >= planned
@@ -265,7 +193,3 @@ class Projection:
                 store.call(store.client.update_run, run.info.run_id, status)
         elif run.info.status != status or run.info.end_time != group.last_ms:
             store.call(store.client.set_terminated, run.info.run_id, status, group.last_ms or None)
-
-
-def _fingerprint(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
 from sdbatch.results.row import axes_of
 from sdbatch.results.schema import SCHEMA
-from sdbatch.tracking.project import ROWS
+from sdbatch.tracking.shipment import ROWS, SAMPLES
 from sdbatch.tracking.store import Store, open_store
 from sdbatch.tracking.tally import WITHIN_GROUP, group_id
 from sdbatch.tracking.target import Target, TrackingError
@@ -210,9 +210,9 @@ def _remote_finder(store: Store, parent: Run, table: pa.Table, place: Path) -> F
     listed: dict[str, set[str]] = {}
 
     def find(image_id: str, image: str) -> Path | None:
-        run_id, name = owners[image_id], f"samples/{PurePosixPath(image).name}"
+        run_id, name = owners[image_id], f"{SAMPLES}/{PurePosixPath(image).name}"
         if run_id not in listed:
-            listed[run_id] = {file.path for file in store.call(store.client.list_artifacts, run_id, "samples")}
+            listed[run_id] = {file.path for file in store.call(store.client.list_artifacts, run_id, SAMPLES)}
         if name not in listed[run_id]:
             return None
         return Path(store.call(store.client.download_artifacts, run_id, name, str(place)))

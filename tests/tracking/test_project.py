@@ -13,7 +13,8 @@ from sdbatch.errors import FolderError
 from sdbatch.results.lock import holding
 from sdbatch.tracking import store as store_module
 from sdbatch.tracking.cursor import CURSOR, Cursor
-from sdbatch.tracking.project import LOCK, Projection, log_files, project
+from sdbatch.tracking.project import LOCK, project
+from sdbatch.tracking.shipment import Shipment, log_grid
 from sdbatch.tracking.store import Store, file_system_notice, make_sqlite, open_store
 from sdbatch.tracking.target import Target, TrackingError, default_uri
 from tests.tracking.conftest import SweepMaker, make_cell, write_block
@@ -245,9 +246,9 @@ def test_grids_are_added_to_the_run(make_sweep: SweepMaker, target: Target, tmp_
     folder = make_sweep()
     picture = tmp_path / "my-grid.png"
     picture.write_bytes(b"png")
-    assert "no run of this sweep" in str(log_files(folder, target, [picture]).error)
-    project(folder, target)
-    assert log_files(folder, target, [picture]).ok
+    with pytest.raises(TrackingError):
+        log_grid(target, ["0" * 32], [picture])
+    log_grid(target, [project(folder, target).run_id], [picture])
     assert "my-grid.png" in artifacts(target)
     (folder / "grid.png").write_bytes(b"png")
     project(folder, target)
@@ -302,11 +303,11 @@ def test_shared_file_systems_are_warned_about(kind: str, warned: bool) -> None:
 def test_a_failure_keeps_what_was_sent(make_sweep: SweepMaker, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_sweep()
 
-    def refuse(self: Projection, *_: Any) -> None:
+    def refuse(self: Shipment, *_: Any) -> None:
         raise TrackingError("disk full over there")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Projection, "_send_files", refuse)
+        patch.setattr(Shipment, "send_files", refuse)
         report = project(folder, target)
     assert report.error == "disk full over there"
     assert query(target, "select count(*) from runs") == [(4,)]
