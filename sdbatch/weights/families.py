@@ -44,7 +44,7 @@ BY_UNET_WIDTH: dict[int, str] = {128: "tiny", 768: "sd1", 1024: "sd2", 2048: "sd
 """Cross-attention width of a UNet or of its adapter -> family. 1280 is the SDXL refiner, which reads one text encoder."""
 
 UNET_RULES: tuple[Rule, ...] = (
-    Rule("cascade", any=("clip_txt_mapper.weight$", "down_blocks.1.0.channelwise.0.weight$")),
+    Rule("kandinsky2", any=("encoder_hid_proj.image_embeds.",)),
     Rule("kolors", any=("encoder_hid_proj.weight$",), all=("add_embedding.linear_1.weight$",)),
     Rule("animatediff", any=(".motion_modules.0.temporal_transformer.",)),
     Rule("svd", any=("time_mixer.mix_factor$", "time_stack.")),
@@ -52,25 +52,29 @@ UNET_RULES: tuple[Rule, ...] = (
 """UNets that the width alone would call something else."""
 
 TRANSFORMER_RULES: tuple[Rule, ...] = (
+    Rule("cascade", any=("clip_txt_mapper.weight$", "clip_txt_pooled_mapper.weight$")),
     Rule("flux2", any=("single_stream_modulation.lin.weight$", "double_stream_modulation_img.")),
     Rule("chroma", any=("distilled_guidance_layer.",)),
     Rule("hunyuan_video", any=("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")),
+    Rule("bria", all=("single_transformer_blocks.0.", "time_embed.timestep_embedder."), none=("time_text_embed.",)),
     Rule("flux", any=("double_blocks.0.img_attn.norm.", "double_blocks.0.img_attn.qkv.", "single_transformer_blocks.0.proj_mlp.")),
     Rule("hidream", any=("double_stream_blocks.0.block.",)),
     Rule("sd3", any=("joint_blocks.0.context_block.",)),
     Rule("auraflow", any=("double_layers.0.attn.w1q.", "joint_transformer_blocks.0.")),
     Rule("qwen_image", any=("transformer_blocks.0.img_mlp.", "txt_norm.weight$"), all=("transformer_blocks.0.attn.add_k_proj.",)),
     Rule("sd3", all=("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.weight$")),
+    Rule("cogview", all=("time_condition_embed.", "patch_embed.text_proj.")),
     Rule("cogvideo", all=("transformer_blocks.0.norm1.linear.weight$", "patch_embed.text_proj.")),
     Rule("z_image", any=("layers.0.adaLN_modulation.0.weight$",)),
     Rule("lumina2", any=("cap_embedder.0.weight$", "time_caption_embed.caption_embedder.")),
     Rule("sana", any=("blocks.0.cross_attn.q_linear.",)),
     Rule("sana", all=("caption_projection.linear_1.weight$", "transformer_blocks.0.ff.conv_inverted.")),
     Rule("ltx", any=("patchify_proj.weight$",)),
+    Rule("ltx", all=("transformer_blocks.0.scale_shift_table$", "transformer_blocks.0.attn1.norm_q.")),
     Rule("pixart", all=("caption_projection.linear_1.weight$", "adaln_single.linear.weight$")),
-    Rule("hunyuan_dit", any=("blocks.0.attn2.norm_q.", "blocks.0.default_modulation.")),
+    Rule("hunyuan_dit", any=("text_embedding_padding$", "blocks.0.default_modulation.")),
     Rule("wan", any=("head.modulation$", "condition_embedder.time_embedder.")),
-    Rule("mochi", any=("blocks.0.attn.qkv_x.weight$",)),
+    Rule("mochi", any=("blocks.0.attn.qkv_x.weight$", "time_embed.pooler.")),
     Rule("cosmos", any=("^net.x_embedder.proj.1.weight$",)),
     Rule("flux", any=("single_transformer_blocks.0.",)),
 )

@@ -30,7 +30,7 @@ KIND_RULES: tuple[Rule, ...] = (
     Rule("lora", any=(".diff$", ".diff_b$")),
     Rule("embedding", any=("^emb_params$", "^string_to_param.", "^clip_l$", "^clip_g$", "^bundle_emb.")),
     Rule("hypernetwork", any=(".0.linear.0.weight$", ".0.linear1.weight$"), all=(".0.linear", ".1.linear")),
-    Rule("motion_module", any=(".motion_modules.0.temporal_transformer.", ".pos_encoder.pe$")),
+    Rule("motion_module", any=(".motion_modules.0.",), none=("conv_in.weight$", "input_blocks.0.0.weight$")),
     Rule("upscaler", any=("^model.1.sub.0.RDB1.conv1.0.weight$", "RDB1.conv1.weight$", ".rdb1.conv1.weight$", "^RRDB_trunk.")),
     Rule(
         "upscaler",

@@ -11,7 +11,7 @@ from typing import Any, cast
 from sdbatch.weights.families import FAMILIES
 from sdbatch.weights.header import shown
 
-MAX_ENTRIES = 100
+MAX_ENTRIES = 200
 MAX_CHARS = 500
 MAX_TRIGGER_WORDS = 8
 _MAX_JSON_CHARS = 4 * 2**20
