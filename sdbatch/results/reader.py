@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdbatch.errors import FolderError
+from sdbatch.results.arrow import empty_table, integers, numpy_of, strings
 from sdbatch.results.commit import read_part
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.schema import OK, SCHEMA, STATUSES
@@ -82,7 +83,7 @@ def load_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> pa.T
     Raises: FolderError naming a column that does not exist.
     """
     schema = _schema(columns)
-    return pa.concat_tables([schema.empty_table(), *iter_rows(folder, columns)]).combine_chunks()
+    return pa.concat_tables([empty_table(schema), *iter_rows(folder, columns)]).combine_chunks()
 
 
 def iter_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -91,7 +92,7 @@ def iter_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> Iter
     index = _index(folder)
     for part, reason in index.unreadable.items():
         _warn(part, reason)
-    owners, slots = index.keys["part"].to_numpy(), index.keys["slot"].to_numpy()
+    owners, slots = numpy_of(index.keys["part"]), numpy_of(index.keys["slot"])
     order = np.lexsort((slots, owners))
     owners, slots = owners[order], slots[order]
     for number, part in enumerate(index.parts):
@@ -103,7 +104,7 @@ def iter_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> Iter
         except (pa.ArrowException, OSError) as error:
             _warn(part, str(error))
             continue
-        yield table.take(pa.array(slots[first:last]))
+        yield table.take(integers(slots[first:last]))
 
 
 def damage_of(part: Path) -> str | None:
@@ -125,7 +126,7 @@ def _schema(columns: Sequence[str] | None) -> pa.Schema:
 def _index(folder: SweepFolder) -> _Index:
     schema = _schema(_KEYS)
     parts = folder.parts()
-    tables: list[pa.Table] = [_placed(schema.empty_table(), 0)]
+    tables: list[pa.Table] = [_placed(empty_table(schema), 0)]
     unreadable: dict[Path, str] = {}
     for number, part in enumerate(parts):
         try:
@@ -140,21 +141,21 @@ def _index(folder: SweepFolder) -> _Index:
 def _placed(table: pa.Table, number: int) -> pa.Table:
     """A table of keys with its part's number and each row's place in it."""
     count = table.num_rows
-    with_part = table.append_column("part", pa.array(np.full(count, number, np.int64)))
-    return with_part.append_column("slot", pa.array(np.arange(count, dtype=np.int64)))
+    with_part = table.append_column("part", integers(np.full(count, number, np.int64)))
+    return with_part.append_column("slot", integers(np.arange(count, dtype=np.int64)))
 
 
 def _each_once(keys: pa.Table) -> pa.Table:
     """The row that counts of each image."""
     if pc.count_distinct(keys["image_id"]).as_py() == keys.num_rows:
         return keys
-    ranked = keys.append_column("fault", pc.not_equal(keys["status"], OK))
+    ranked = keys.append_column("fault", pc.invert(pc.is_in(keys["status"], value_set=strings([OK]))))
     order = [("image_id", "ascending"), ("fault", "ascending"), ("made_at", "descending"), ("part", "descending")]
     ranked = ranked.sort_by(order).combine_chunks()
     ids = ranked["image_id"]
-    first = np.ones(len(ids), bool)
-    first[1:] = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy()
-    return ranked.filter(pa.array(first)).drop_columns(["fault"])
+    changes = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+    first = pa.chunked_array([pc.is_null(pa.nulls(1)), *changes.chunks])
+    return ranked.filter(first).drop_columns(["fault"])
 
 
 def _read(part: Path, schema: pa.Schema) -> pa.Table:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from sdbatch.cell import Cell, Picture, Recipe, WeightFile
+from sdbatch.results.arrow import table_of_records
 from sdbatch.results.schema import FAILED, FLAT, NAN, OK, SCHEMA, SCHEMA_VERSION
 
 Row = dict[str, Any]
@@ -97,7 +98,7 @@ def failed_row(cell: Cell, error: str, origin: Origin, attempts: int = 1, facts:
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as a table of exactly `SCHEMA`; a missing column is null, a wrong type raises."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    return table_of_records(rows, SCHEMA)
 
 
 def axes_of(row: Mapping[str, Any]) -> dict[str, Any]:

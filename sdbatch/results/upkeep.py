@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdbatch.errors import FolderError
+from sdbatch.results.arrow import strings
 from sdbatch.results.commit import part_bytes, read_part
 from sdbatch.results.disk import explained, publish, sync_folders, write_temporary
 from sdbatch.results.folder import SweepFolder
@@ -48,12 +49,14 @@ def drop_rows(folder: SweepFolder, image_ids: Collection[str]) -> int:
     """
     if not image_ids:
         return 0
-    wanted = pa.array(sorted(image_ids), pa.string())
+    wanted = strings(image_ids)
     dropped = 0
     free = _free_blocks(folder)
     for part in folder.parts():
         ids = _read(part, ["image_id"])
-        hit = pc.is_in(ids["image_id"], value_set=wanted) if ids is not None else pa.array([], pa.bool_())
+        if ids is None:
+            continue
+        hit = pc.is_in(ids["image_id"], value_set=wanted)
         if not (count := pc.sum(hit).as_py()):
             continue
         table = _read(part)

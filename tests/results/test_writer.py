@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -130,3 +132,26 @@ def test_nothing_is_committed_when_an_image_cannot_be_written(folder: SweepFolde
     with pytest.raises(FolderError):
         commit_block(folder, (0, 0), rows, images)
     assert not committed(folder).statuses and not folder.parts()
+
+
+def test_neither_writing_nor_reading_imports_pandas(tmp_path: Path) -> None:
+    """It costs half a second of CPU in every worker and in every verb that only looks."""
+    code = """
+import sys
+from sdbatch.results.commit import commit_block
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.reader import committed, load_rows
+from sdbatch.results.upkeep import drop_rows, merge_parts
+from sdbatch.results.verify import verify
+from sdbatch.results.writer import record
+from tests.results.samples import ORIGIN, make_picture
+folder = SweepFolder(sys.argv[1])
+folder.create()
+for block in (0, 1, 2):
+    commit_block(folder, (0, block), *record(folder, ORIGIN, [make_picture(block), make_picture(9)], 10))
+assert load_rows(folder).num_rows == len(committed(folder).done) == 4
+assert merge_parts(folder) and verify(folder, full=True).is_sound and drop_rows(folder, committed(folder).done)
+assert not {"pandas", "torch", "omegaconf"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
