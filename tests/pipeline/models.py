@@ -228,6 +228,24 @@ def build_controlnet(pipeline: Any, seed: int = 5) -> Any:
     return net
 
 
+def original_controlnet(net: Any) -> dict[str, Tensor]:
+    """A ControlNet's weights under the original key names."""
+    tensors: dict[str, Tensor] = {}
+    hints = ["conv_in", *[f"blocks.{index}" for index in range(len(net.controlnet_cond_embedding.blocks))], "conv_out"]
+    for key, tensor in net.state_dict().items():
+        module, kind = key.rsplit(".", 1)
+        if module.startswith("controlnet_down_blocks."):
+            name = f"zero_convs.{module.split('.')[1]}.0"
+        elif module == "controlnet_mid_block":
+            name = "middle_block_out.0"
+        elif module.startswith("controlnet_cond_embedding."):
+            name = f"input_hint_block.{2 * hints.index(module.removeprefix('controlnet_cond_embedding.'))}"
+        else:
+            name = _unet_key(key).rsplit(".", 1)[0]
+        tensors[f"control_model.{name}.{kind}"] = tensor
+    return tensors
+
+
 def write_picture(path: Path, seed: int = 0, size: int = 80) -> Path:
     """A random picture of a few rectangles."""
     random = np.random.default_rng(seed)
