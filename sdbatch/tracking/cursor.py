@@ -57,6 +57,12 @@ class Cursor:
         write_file(self.path, (json.dumps(self._all, indent=1, sort_keys=True) + "\n").encode())
 
 
+def knows_run(folder: Path, run_id: str) -> bool:
+    """Whether the sweep in that folder was sent as this run."""
+    stores = cast(Mapping[str, Any], _read(folder / CURSOR).get("stores", {}))
+    return any(_parse(sent).run_id == run_id for sent in stores.values())
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The file's content; nothing for a file that is missing or damaged, as everything in it can be found again."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,8 +18,8 @@ MOST_PARAM = 6000
 MOST_TAG = 5000
 """Some stores take 8000, older ones 5000."""
 MOST_METRICS = 1000
-MOST_PARAMS = 100
-"""Both per request."""
+MOST_PARAMS = 50
+"""Both per request. MLflow takes 100 parameters and 100 tags, but at their longest not within its 1 MB."""
 
 _FOREIGN = re.compile(r"[^\w\-. :/]")
 _Item = TypeVar("_Item")
@@ -92,6 +93,7 @@ def sweep_payload(tally: Tally, about: Mapping[str, Any], out: str) -> Payload:
             "sdbatch.sweep": payload.name,
             "sdbatch.plan_id": str(about.get("plan_id") or ""),
             "sdbatch.out": out,
+            "sdbatch.host": socket.gethostname(),
             "sdbatch.axes": ", ".join(tally.axes),
             "mlflow.source.name": "sdbatch",
             "mlflow.note.content": _describe(tally),
@@ -128,9 +130,8 @@ def group_payload(group: Group, about: Mapping[str, Any], out: str, parent: str)
 
 def planned_images(about: Mapping[str, Any]) -> int | None:
     """The images of the plan, as `sweep.json` counts them; None when it does not say."""
-    counts = about.get("counts")
-    planned = counts.get("planned", counts.get("images")) if isinstance(counts, Mapping) else None
-    return int(planned) if isinstance(planned, int | float) else None
+    planned = about.get("cells")
+    return planned if isinstance(planned, int) and planned > 0 else None
 
 
 def clean_key(key: str) -> str:

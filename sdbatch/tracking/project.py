@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from sdbatch.tracking.cursor import Cursor
 from sdbatch.tracking.payload import MOST_METRICS, MOST_PARAMS, Payload, chunks, group_payload, planned_images, sweep_payload
 from sdbatch.tracking.report import Report
 from sdbatch.tracking.shipment import Shipment, fingerprint
-from sdbatch.tracking.store import Store, file_system_notice, open_store
+from sdbatch.tracking.store import Store, file_system_notice, open_store, quoted
 from sdbatch.tracking.tally import COLUMNS, Group, Tally, count_rows
 from sdbatch.tracking.target import Target, TrackingError
 
@@ -119,12 +121,7 @@ class Projection:
     def _find(self, store: Store) -> _Known:
         """The runs of this sweep, by the cursor where it knows them, else by their tags."""
         parent = self._live_run(store, self.cursor.sent.run_id) if self.cursor.sent.run_id else None
-        if parent is None:
-            quoted = self.out.replace("'", "''")
-            named = f"tags.`sdbatch.role` = 'sweep' and tags.`sdbatch.out` = '{quoted}'"
-            plan = str(self.about.get("plan_id") or "")
-            found = store.find_runs(named + (f" and tags.`sdbatch.plan_id` = '{plan}'" if plan else ""), most=1)
-            parent = found[0] if found else None
+        parent = parent or self._run_by_tags(store)
         if parent is None:
             return _Known(None, {})
         children = store.find_runs(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
@@ -134,6 +131,15 @@ class Projection:
         """The run, or None when the store never had it, lost it, or its owner deleted it there."""
         found = store.find_runs(f"attributes.run_id = '{run_id}'", most=1)
         return found[0] if found else None
+
+    def _run_by_tags(self, store: Store) -> Run | None:
+        """The run of this folder: with the same plan, or (the sweep has grown since) from the same machine."""
+        folder = "tags.`sdbatch.role` = 'sweep' and tags.`sdbatch.out` = " + quoted(self.out)
+        plan = str(self.about.get("plan_id") or "")
+        for more in (f"tags.`sdbatch.plan_id` = {quoted(plan)}", f"tags.`sdbatch.host` = {quoted(socket.gethostname())}"):
+            if found := store.find_runs(f"{folder} and {more}", most=1):
+                return found[0]
+        return None
 
     def _create(self, store: Store, payload: Payload, group: Group) -> Run:
         return store.call(
@@ -171,12 +177,9 @@ class Projection:
         tags = [RunTag(key, value) for key, value in payload.tags.items() if run.data.tags.get(key) != value]
         metrics = [Metric(reading.key, reading.value, reading.time_ms, reading.step) for reading in payload.metrics if reading.step >= skip]
         run_id = run.info.run_id
-        for some in chunks(params, MOST_PARAMS):
-            store.call(store.client.log_batch, run_id, params=some)
-        for some in chunks(tags, MOST_PARAMS):
-            store.call(store.client.log_batch, run_id, tags=some)
-        for part in chunks(metrics, MOST_METRICS):
-            store.call(store.client.log_batch, run_id, metrics=part)
+        parts = zip_longest(chunks(metrics, MOST_METRICS), chunks(params, MOST_PARAMS), chunks(tags, MOST_PARAMS), fillvalue=())
+        for some_metrics, some_params, some_tags in parts:
+            store.call(store.client.log_batch, run_id, some_metrics, some_params, some_tags)
         self.notices += payload.notices
 
     def _close(self, store: Store, run: Run, group: Group, planned: int | None) -> None:

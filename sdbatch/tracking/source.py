@@ -20,8 +20,9 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
 from sdbatch.results.row import axes_of
 from sdbatch.results.schema import SCHEMA
+from sdbatch.tracking.cursor import knows_run
 from sdbatch.tracking.shipment import ROWS, SAMPLES
-from sdbatch.tracking.store import Store, open_store
+from sdbatch.tracking.store import Store, open_store, quoted
 from sdbatch.tracking.tally import WITHIN_GROUP, group_id
 from sdbatch.tracking.target import Target, TrackingError
 
@@ -124,7 +125,7 @@ _Chosen = dict[str, tuple["Run", set[str] | None]]
 def _choose(store: Store, which: str) -> _Chosen:
     """The sweeps that were asked for, latest first."""
     if _IS_FILTER.search(which) is None:
-        named = "" if which == LATEST else " and tags.`sdbatch.sweep` = '" + which.replace("'", "''") + "'"
+        named = "" if which == LATEST else f" and tags.`sdbatch.sweep` = {quoted(which)}"
         found = store.find_runs(f"tags.`sdbatch.role` = 'sweep'{named}", most=1)
     else:
         found = store.find_runs(which)
@@ -180,8 +181,8 @@ def _local_folder(parent: Run) -> Path | None:
     sweep = SweepFolder(folder)
     if not sweep.is_sweep or not sweep.parts():
         return None
-    plan = parent.data.tags.get("sdbatch.plan_id", "")
-    return folder if not plan or sweep.read_about().get("plan_id", plan) == plan else None
+    same_plan = sweep.read_about().get("plan_id", "") == parent.data.tags.get("sdbatch.plan_id", "")
+    return folder if same_plan or knows_run(folder, parent.info.run_id) else None
 
 
 def _group_of(row: dict[str, Any]) -> str:

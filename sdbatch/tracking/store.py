@@ -26,6 +26,9 @@ _Result = TypeVar("_Result")
 SHARED_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p"})
 """SQLite asks that all its users are on one machine; on these its locks may not hold."""
 
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets the page of the experiment open with its runs, not with the traces of language models."""
+
 _OURS: dict[str, str] = {}
 """Environment variables that this module set; those of the user stay as they are."""
 
@@ -68,6 +71,11 @@ class Store:
             if not token:
                 break
         return found
+
+
+def quoted(text: str) -> str:
+    """A text in an MLflow search filter, which knows two kinds of quotes and no way to escape them."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def open_store(target: Target) -> Store:
@@ -208,7 +216,7 @@ def _experiment(client: MlflowClient, target: Target) -> str:
     known = client.get_experiment_by_name(target.experiment)
     if known is None:
         try:
-            return client.create_experiment(target.experiment, artifact_location=_artifact_location(target))
+            return client.create_experiment(target.experiment, _artifact_location(target), _EXPERIMENT_TAGS)
         except Exception:
             # Another process may have made it between the two calls; if not, the reason stands.
             known = client.get_experiment_by_name(target.experiment)

@@ -27,7 +27,7 @@ SweepMaker = Callable[..., Path]
 
 def colour_of(weight: float, seed: int) -> tuple[int, int, int]:
     """What the image of that cell shows."""
-    return round(weight * 100), 20 + seed * 10, 90
+    return round(weight * 100), (20 + seed * 10) % 256, 90
 
 
 def make_cell(weight: float, seed: int, prompt: str = "a fox", config: str = "{}") -> Cell:
@@ -66,7 +66,7 @@ def make_sweep(tmp_path: Path) -> SweepMaker:
         sweep.create()
         cells = [make_cell(weight, seed, config=config) for weight in weights for seed in range(seeds)]
         good = len(cells) - failed
-        sweep.write_about({"name": name, "plan_id": f"plan-{name}", "counts": {"planned": len(cells)}, "versions": {}})
+        sweep.write_about({"name": name, "plan_id": f"plan-{name}", "cells": len(cells), "versions": {}})
         sweep.config.write_text("prompt: a fox\n", encoding="utf-8")
         write_block(folder, cells[:good], failing=cells[good:])
         return folder

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch.errors import FolderError
+from sdbatch.results.folder import SweepFolder
 from sdbatch.results.lock import holding
 from sdbatch.tracking import store as store_module
 from sdbatch.tracking.cursor import CURSOR, Cursor
@@ -68,7 +69,7 @@ def test_sending_again_changes_nothing(make_sweep: SweepMaker, target: Target) -
 
 
 def test_sending_again_without_the_cursor_changes_nothing(make_sweep: SweepMaker, target: Target) -> None:
-    folder = make_sweep()
+    folder = make_sweep("it's mine")
     project(folder, target)
     before = content(target)
     (folder / CURSOR).unlink()
@@ -127,7 +128,9 @@ def test_more_seeds_add_steps_to_the_same_runs(make_sweep: SweepMaker, target: T
     first = project(folder, target)
     write_block(folder, [make_cell(weight, seed) for weight in (0.0, 1.0) for seed in (2, 3)], block=1)
     second = project(folder, target)
-    assert second.run_id == first.run_id
+    (folder / CURSOR).unlink()
+    SweepFolder(folder).write_about(SweepFolder(folder).read_about() | {"plan_id": "grown"})
+    assert project(folder, target).run_id == second.run_id == first.run_id
     assert (second.images, second.sent, second.runs) == (8, 8, 3)
     steps = query(target, "select step from metrics where key = 'denoise_s' order by 1")
     assert [step for (step,) in steps] == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -156,7 +159,7 @@ def test_the_status_tells_how_the_sweep_ended(make_sweep: SweepMaker, target: Ta
     assert status(project(make_sweep("faulty", failed=1), target).run_id) == "FAILED"
     stopped = make_sweep("stopped")
     about = json.loads((stopped / "sweep.json").read_text())
-    (stopped / "sweep.json").write_text(json.dumps(about | {"counts": {"planned": 99}}))
+    (stopped / "sweep.json").write_text(json.dumps(about | {"cells": 99}))
     assert status(project(stopped, target).run_id) == "KILLED"
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from sdbatch.errors import FolderError
 from sdbatch.results.folder import SweepFolder
+from sdbatch.tracking.cursor import CURSOR
 from sdbatch.tracking.project import project
 from sdbatch.tracking.source import read_folder, read_runs
 from sdbatch.tracking.target import Target, TrackingError
@@ -59,7 +60,10 @@ def test_a_folder_that_now_holds_another_sweep_is_not_taken(make_sweep: SweepMak
     folder = make_sweep("one", seeds=2)
     project(folder, target)
     about = json.loads((folder / "sweep.json").read_text())
-    SweepFolder(folder).write_about(about | {"plan_id": "another"})
+    SweepFolder(folder).write_about(about | {"plan_id": "grown"})
+    with read_runs(target, "one") as source:
+        assert source.folders == (folder,), "it is still the folder that was sent"
+    (folder / CURSOR).unlink()
     with read_runs(target, "one") as source:
         assert source.folders == ()
         assert source.table.num_rows == 6

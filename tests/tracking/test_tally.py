@@ -73,7 +73,7 @@ def test_two_keys_never_become_one() -> None:
 
 
 def test_the_sweep_says_who_it_is(make_sweep: SweepMaker) -> None:
-    payload = sweep_payload(tally_of(make_sweep()), {"name": "n", "plan_id": "p", "counts": {"planned": 12}}, "/out")
+    payload = sweep_payload(tally_of(make_sweep()), {"name": "n", "plan_id": "p", "cells": 12}, "/out")
     assert payload.tags["sdbatch.sweep"] == "n"
     assert payload.tags["sdbatch.plan_id"] == "p"
     assert payload.tags["sdbatch.out"] == "/out"
