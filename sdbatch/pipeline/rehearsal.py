@@ -1,11 +1,15 @@
 """Test patterns in place of images: the same contract without weights, torch or a GPU.
 
 To try a job, a cluster or a crash at full size in seconds. A picture depends on the cell's `image_id` and size alone.
+A prompt may hold a drill, to see what a fault does to a sweep: `drill:crash`, `drill:hang`, `drill:fail`, `drill:oom`
+(more than one cell does not fit), `drill:nan`, `drill:slow` (a tenth of a second a step).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbatch.cell import Cell, Picture, Recipe
-from sdbatch.pipeline.engine import OnStep
+from sdbatch.errors import CellError
+from sdbatch.pipeline.engine import OnStep, OutOfMemory
 
 _BLOCKS = 4
 
@@ -30,6 +35,26 @@ def draw_pattern(image_id: str, width: int, height: int) -> npt.NDArray[np.uint8
     return (0.5 * blocks[rows][:, columns] + 0.5 * ramp * colours[0]).astype(np.uint8)
 
 
+def drill_of(cell: Cell) -> str | None:
+    """The drill that a cell's prompt asks for."""
+    found = re.search(r"drill:(\w+)", cell.prompt)
+    return found[1] if found else None
+
+
+def _run_drills(cells: Sequence[Cell]) -> float:
+    """Do what the drills of a batch say; returns the pause per step in seconds."""
+    drills = [drill_of(cell) for cell in cells]
+    if "crash" in drills:
+        os.abort()
+    if "fail" in drills:
+        raise CellError("the drill says that this cell fails")
+    if "oom" in drills and len(cells) > 1:
+        raise OutOfMemory(f"the drill says that {len(cells)} cells do not fit")
+    while "hang" in drills:
+        time.sleep(1.0)
+    return 0.1 if "slow" in drills else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class RehearsalBatch:
     """A batch of patterns; nothing is left to do but to draw them."""
@@ -42,7 +67,7 @@ class RehearsalBatch:
         """The patterns, in the order of the cells."""
         pictures: list[Picture] = []
         for slot, cell in enumerate(self.cells):
-            fault = "flat" if cell.image_id in self.fault_on else None
+            fault = "nan" if drill_of(cell) == "nan" else "flat" if cell.image_id in self.fault_on else None
             pixels = draw_pattern(cell.image_id, cell.width, cell.height)
             pictures.append(Picture(cell, np.zeros_like(pixels) if fault else pixels, fault, {**self.facts, "batch_slot": slot}))
         return pictures
@@ -79,7 +104,7 @@ class RehearsalEngine:
     def start(self, cells: Sequence[Cell], on_step: OnStep) -> RehearsalBatch:
         """Count the steps, at the asked speed."""
         steps = max(cell.steps for cell in cells)
-        pause_s = len(cells) / self.images_per_s / steps if self.images_per_s else 0.0
+        pause_s = _run_drills(cells) or (len(cells) / self.images_per_s / steps if self.images_per_s else 0.0)
         for step in range(steps):
             if pause_s:
                 time.sleep(pause_s)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import diffusers
@@ -63,14 +65,22 @@ def build_schedule(
     if "generator" in inspect.signature(cls.step).parameters:
         step_options["generator"] = list(generators)
     built = {name: value for name, value in options.items() if name in constructor}
-    if "noise_sampler_seed" in constructor:
-        built["noise_sampler_seed"] = list(seeds)  # it ignores generators
     try:
-        scheduler = cls.from_config(dict(config), **built)
+        scheduler = copy.deepcopy(_template(sampler.scheduler, json.dumps([dict(config), built], sort_keys=True)))
+        if "noise_sampler_seed" in constructor:
+            scheduler.noise_sampler_seed = list(seeds)  # it ignores generators
         scheduler.set_timesteps(steps, device="cpu")
     except ValueError as error:
         raise CellError(f"sampler {sampler.name} cannot be set up for {steps} steps: {error}") from error
     return Schedule(scheduler, scheduler.timesteps, step_options)
+
+
+@lru_cache(maxsize=16)
+def _template(scheduler: str, settings: str) -> Any:
+    """A scheduler before its timesteps are set. Some take half a second to build, so each batch gets a copy."""
+    config, options = json.loads(settings)
+    cls: Any = getattr(diffusers, scheduler)
+    return cls.from_config(config, **options)
 
 
 @cache

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from sdbatch.adapters.canny import draw_edges
 
@@ -21,7 +22,8 @@ def test_weak_edges_count_only_next_to_strong_ones() -> None:
     faint[:, 20:] = 35  # |gradient| 140: between the thresholds
     assert not draw_edges(faint).any()
     faint[5:8, 20:] = 255
-    assert (draw_edges(faint)[:, 18:22, 0] > 0).any(axis=1)[:4].all(), "the weak line hangs on the strong part"
+    found: npt.NDArray[np.bool_] = np.any(draw_edges(faint)[:, 18:22, 0] > 0, axis=1)
+    assert found[:4].all(), "the weak line hangs on the strong part"
 
 
 def test_one_colour_and_noise_free_input_shapes() -> None:

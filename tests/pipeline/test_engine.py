@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,20 @@ from tests.pipeline.models import (
     write_picture,
 )
 
-NO_BEAT = lambda done, total: None  # noqa: E731
+
+def no_beat(done: int, total: int) -> None:
+    """A heartbeat that nobody listens to."""
 
 
 def make(engine: DiffusersEngine, cells: Sequence[Cell]) -> list[Picture]:
     engine.prepare(cells[0].recipe)
-    return engine.start(cells, NO_BEAT).finish()
+    return engine.start(cells, no_beat).finish()
 
 
 def latents(engine: DiffusersEngine, cells: Sequence[Cell]) -> torch.Tensor:
     """The denoised latents in the order of the cells: finer than pixels."""
     engine.prepare(cells[0].recipe)
-    batch = engine.start(cells, NO_BEAT)
+    batch = engine.start(cells, no_beat)
     rows = {slot: group.latents[row] for group in batch.groups for row, slot in enumerate(group.slots)}
     return torch.stack([rows[slot] for slot in range(len(cells))])
 
@@ -196,7 +198,7 @@ def test_other_dtypes(engine: DiffusersEngine, model: TinyModel) -> None:
         engine.prepare(model.recipe(dtype="fp8"))
 
 
-def _break_unet(engine: DiffusersEngine, when: Any) -> Any:
+def _break_unet(engine: DiffusersEngine, when: Callable[[torch.dtype], bool]) -> Any:
     """A hook that makes the UNet's answer not finite for some dtypes."""
 
     def poison(module: Any, args: Any, output: Any) -> Any:
@@ -229,7 +231,11 @@ def test_nan_that_stays_and_one_colour_are_faults(engine: DiffusersEngine, model
         assert picture.fault == "nan"
     engine.prepare(model.recipe())
     vae: Any = engine.model.vae
-    monkeypatch.setattr(vae.decoder.conv_out, "forward", lambda x: torch.full((x.shape[0], 3, *x.shape[2:]), 0.3))
+
+    def paint(x: torch.Tensor) -> torch.Tensor:
+        return torch.full((x.shape[0], 3, *x.shape[2:]), 0.3)
+
+    monkeypatch.setattr(vae.decoder.conv_out, "forward", paint)
     (picture,) = make(engine, [make_cell(model.recipe())])
     assert picture.fault == "flat"
 
@@ -249,18 +255,22 @@ def test_out_of_memory_is_one_kind_of_error(
     with monkeypatch.context() as patch:
         patch.setattr(engine.model.unet, "forward", fail)
         with pytest.raises(OutOfMemory, match="a batch of 2 did not fit the memory of cpu") as caught:
-            engine.start(cells, NO_BEAT)
+            engine.start(cells, no_beat)
     assert isinstance(caught.value, CellError)
     assert caught.value.__context__ is None, "the frames of the failed call must be free"
-    assert len(engine.start(cells[:1], NO_BEAT).finish()) == 1
+    assert len(engine.start(cells[:1], no_beat).finish()) == 1
 
 
 def test_other_errors_pass_through(engine: DiffusersEngine, model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.prepare(model.recipe())
+
+    def fail(*args: Any, **kwargs: Any) -> float:
+        return 1 / 0
+
     with monkeypatch.context() as patch:
-        patch.setattr(engine.model.unet, "forward", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(engine.model.unet, "forward", fail)
         with pytest.raises(ZeroDivisionError):
-            engine.start([make_cell(model.recipe())], NO_BEAT)
+            engine.start([make_cell(model.recipe())], no_beat)
 
 
 def test_unknown_options_and_impossible_steps(engine: DiffusersEngine, model: TinyModel) -> None:
