@@ -38,7 +38,10 @@ class Arguments:
 
 def read_arguments(given: Sequence[str]) -> Arguments:
     """Parse. Raises ConfigError for a word that is no key=value."""
-    found = get_args_parser().parse_args(list(given))
+    parser = get_args_parser()
+    parser.prog = "sdbatch"
+    # Intermixed: `-m` may stand anywhere, also before the last key.
+    found = parser.parse_intermixed_args(list(given))
     overrides = list[str](found.overrides)
     if not (found.help or found.shell_completion):
         for word in overrides:

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.config.explain import explain
@@ -48,7 +48,8 @@ class Composition:
         """The value as the schema would take it for this key. Raises ConfigError, naming the key, if it would not."""
         parent_path, _, last = key.rpartition(".")
         parent = OmegaConf.select(self.tree, parent_path) if parent_path else self.tree
-        node = parent._get_node(last) if isinstance(parent, DictConfig) and last in parent else None
+        # Not `last in parent`: OmegaConf says no for a value that must still be given.
+        node = parent._get_node(last, validate_access=False) if isinstance(parent, DictConfig) else None
         if node is None:
             raise ConfigError(self.unknown(key))
         if key in LITERAL_KEYS and isinstance(value, str):
@@ -116,13 +117,15 @@ class Composer:
         try:
             config = self.loader.load_configuration(self.config_name, list(overrides), run_mode=RunMode.RUN)
             HydraConfig.instance().set_config(config)
-            tree = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            refuse_secrets(tree)
-            plain = to_plain(tree, literals or {})
             hydra = OmegaConf.to_container(OmegaConf.masked_copy(config.hydra, ["launcher", "sweeper", "mode"]), enum_to_str=True)
+            # Taken out rather than copied around: a masked copy forgets the types of plain values.
+            with flag_override(config, ["struct", "readonly"], False):
+                config.pop("hydra")
+            refuse_secrets(config)
+            plain = to_plain(config, literals or {})
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error, self)) from None
-        return Composition(tree, plain, cast(dict[str, Any], hydra))
+            raise ConfigError(explain(error, self, overrides)) from None
+        return Composition(config, plain, cast(dict[str, Any], hydra))
 
 
 def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:

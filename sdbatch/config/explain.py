@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from sdbatch.errors import did_you_mean
+from sdbatch.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from sdbatch.config.compose import Composer
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 KEY = re.compile(r"full_key: (\S+)")
 
 
-def explain(error: Exception, composer: Composer) -> str:
+def explain(error: Exception, composer: Composer, overrides: Sequence[str] = ()) -> str:
     """One message: what was asked, what was found, what to do."""
     cause = error.__cause__ if error.__cause__ is not None else error
     text = str(error)
@@ -25,7 +26,7 @@ def explain(error: Exception, composer: Composer) -> str:
         override = error.override
         return f"{override}: not in Hydra's override grammar. Quote text with commas, brackets or colons twice: '{_quoted(override)}'."
     if match := re.search(r"Could not override '(.+?)'", text):
-        return _unknown_key(match[1], composer)
+        return _unknown_key(match[1], composer, overrides)
     if "Could not find" in text or "No match in the defaults list" in text:
         return text.splitlines()[0]
     if match := KEY.search(str(cause)):
@@ -49,11 +50,10 @@ def _missing_option(text: str, composer: Composer) -> str:
     return text.splitlines()[0]
 
 
-def _unknown_key(key: str, composer: Composer) -> str:
+def _unknown_key(key: str, composer: Composer, overrides: Sequence[str]) -> str:
     """Compose without the bad override to know what is there."""
-    from sdbatch.errors import ConfigError
-
+    rest = [override for override in overrides if override.partition("=")[0].lstrip("+~") != key]
     try:
-        return composer.compose([]).unknown(key)
+        return composer.compose(rest).unknown(key) if len(rest) < len(overrides) else f"{key}: there is no such key."
     except ConfigError:
         return f"{key}: there is no such key."

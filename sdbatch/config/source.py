@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -100,23 +101,22 @@ def expand_templates(points: Sequence[dict[str, Any]], wildcards: str | None) ->
     folder = Path(wildcards).expanduser() if wildcards is not None else None
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"matrix.prompts.wildcards={wildcards}: no such folder.")
-    generator = CombinatorialPromptGenerator(WildcardManager(folder))
+    manager = WildcardManager(folder)
+    generator = CombinatorialPromptGenerator(manager)
     found: list[dict[str, Any]] = []
     for point in points:
         template = point.get("prompt", UNSET)
         if not isinstance(template, str):
             found.append(point)
             continue
-        _refuse_unknown_wildcards(template, generator, folder)
+        _refuse_unknown_wildcards(template, manager, folder)
         found += [{**point, "prompt": prompt} for prompt in dict.fromkeys(generator.generate(template))]
     return found
 
 
-def _refuse_unknown_wildcards(template: str, generator: Any, folder: Path | None) -> None:
+def _refuse_unknown_wildcards(template: str, manager: Any, folder: Path | None) -> None:
     """The library leaves an unknown wildcard in the text; a prompt with `__animal__` in it is never meant."""
-    import re
-
     for name in re.findall(r"__([\w/*.-]+?)__", template):
-        if not generator.wildcard_manager.get_values(name):
+        if not manager.get_values(name):
             where = f"in {folder}" if folder is not None else "because matrix.prompts.wildcards is not set"
             raise ConfigError(f"prompt {template!r}: there is no wildcard {name!r} {where}.")

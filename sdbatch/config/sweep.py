@@ -15,6 +15,10 @@ from sdbatch.errors import ConfigError
 from sdbatch.plan.axis import Axis, Draws, Interval, Space
 
 
+OPEN_KEYS = ("matrix.product", "matrix.zip", "sampler.options")
+"""Dictionaries that take any key."""
+
+
 @dataclass
 class Request:
     """A command line, sorted: what is fixed, what is swept, what is taken literally."""
@@ -59,7 +63,9 @@ def _sort(composer: Composer, request: Request, override: Override, mode: RunMod
     elif key.count(".") >= 2 and key.partition(".")[0] in ("lora", "embedding", "controlnet") and not override.is_add():
         request.values[key] = override.value()
     else:
-        request.fixed.append(str(override.input_line))
+        # Dictionaries of any keys: Hydra wants a plus to add one, people do not think of it as adding.
+        is_open = key.startswith(OPEN_KEYS) and not override.is_add()
+        request.fixed.append(f"+{override.input_line}" if is_open else str(override.input_line))
 
 
 def _add_sweep(composer: Composer, request: Request, override: Override) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import SdbatchError
 from sdbatch.plan.axis import Codes
+from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
 from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.files import FileBook
@@ -38,6 +39,9 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
     digests = {key: file.sha256 for key, file in files.items()}
     ids = _name_images(draft, defaults, digests)
     recipe, recipes = _recipes(draft, book)
+    for fault in check_recipes([item for item in recipes if item.engine != "rehearsal"], book.catalog):
+        faults.add(fault.key, fault.message)
+    faults.raise_if_any()
     order = _order(draft, ids, recipe, recipes)
     rank = recipe_order(recipes)
     ranked = rank[recipe[order]]

@@ -120,6 +120,7 @@ class Worker:
             for block in todo:
                 if all(cell.image_id in self.done for cell in block):
                     continue
+                self.stop.check()
                 worst = max(crashes.get(cell.image_id, 0) for cell in block)
                 if worst >= ISOLATE_CRASHES:
                     waiting = self._settle(waiting, writer)

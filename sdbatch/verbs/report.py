@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from sdbatch.errors import SdbatchError
 from sdbatch.run.display import duration
 from sdbatch.run.launch import Outcome, start_tracking
-import time
+from sdbatch.tracking.cursor import CURSOR
+from sdbatch.tracking.target import redact
 
 
 def finish(outcome: Outcome, tracking_uri: str | None) -> int:
@@ -55,6 +57,8 @@ def _export(outcome: Outcome) -> list[str]:
 def _grid(outcome: Outcome) -> list[str]:
     if not outcome.settings.grid or not 2 <= outcome.cells <= outcome.settings.grid_limit:
         return []
+    if not outcome.tally.total and outcome.folder.grid_png.is_file():
+        return [f"  grid     {outcome.folder.grid_png}"]
     from sdbatch.verbs.grid import draw_folder
 
     return [f"  grid     {draw_folder(outcome.folder)}"]
@@ -64,6 +68,8 @@ def _track(outcome: Outcome, uri: str | None) -> Callable[[], list[str]]:
     """Start the projection now, so that it runs beside the rest; the returned function waits for it."""
     if outcome.settings.tracking == "none" or not (outcome.done or outcome.tally.failed):
         return list
+    if not outcome.tally.total and (outcome.folder.path / CURSOR).is_file():
+        return lambda: [f"  mlflow   sent before{f', to {redact(uri)}' if uri else ''}; `sdbatch track {outcome.folder.path}` sends what is missing"]
     process = start_tracking(outcome, uri)
 
     def wait() -> list[str]:

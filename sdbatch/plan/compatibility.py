@@ -1,0 +1,61 @@
+"""Whether the parts of every recipe fit together, from their headers, before a byte of weights is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sdbatch.cell import Recipe, WeightFile
+from sdbatch.errors import Fault, SdbatchError
+from sdbatch.weights.catalog import Catalog
+from sdbatch.weights.fit import find_mismatch
+from sdbatch.weights.identify import Identity
+from sdbatch.weights.index import Index
+
+SHOWN_FITTING = 6
+
+
+def check_recipes(recipes: Sequence[Recipe], catalog: Catalog, index: Index | None = None) -> list[Fault]:
+    """Every part that cannot be used with its recipe's checkpoint, and every file that is not what it should be."""
+    found: dict[Fault, None] = {}
+    for recipe in recipes:
+        found.update(dict.fromkeys(_faults(recipe, catalog, index or Index())))
+    return list(found)
+
+
+def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
+    try:
+        base = index.identify(Path(recipe.checkpoint.path))
+    except SdbatchError as error:
+        yield Fault("checkpoint", str(error))
+        return
+    if message := find_mismatch(base, "checkpoint", base):
+        yield Fault("checkpoint", f"{recipe.checkpoint.name} {message}.")
+        return
+    for key, group, file in iter_parts(recipe):
+        try:
+            message = find_mismatch(index.identify(Path(file.path)), group, base)
+        except SdbatchError as error:
+            yield Fault(key, str(error))
+            continue
+        if message is not None:
+            yield Fault(key, f"{file.name} {message}. {_fitting(group, base, catalog, index)}")
+
+
+def iter_parts(recipe: Recipe) -> Iterator[tuple[str, str, WeightFile]]:
+    """(key, group, file) of everything that is added to the checkpoint."""
+    for group, file in (("vae", recipe.vae), ("text_encoder", recipe.text_encoder)):
+        if file is not None:
+            yield group, group, file
+    for group, files in (("lora", recipe.loras), ("embedding", recipe.embeddings), ("controlnet", recipe.controlnets)):
+        for file in files:
+            yield f"{group}.{file.name}", group, file
+
+
+def _fitting(group: str, base: Identity, catalog: Catalog, index: Index) -> str:
+    """The files of the models folders that would fit."""
+    names = [item.name for item in index.list_catalog(catalog, [group]) if item.identity and find_mismatch(item.identity, group, base) is None]
+    if not names:
+        return f"No {group} in the models folders fits."
+    more = f", ... ({len(names)})" if len(names) > SHOWN_FITTING else ""
+    return f"Fitting here: {', '.join(names[:SHOWN_FITTING])}{more}."

@@ -1,0 +1,59 @@
+"""Every mistake gets one clear sentence with the key to type and the nearest valid names. All faults come at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdbatch.errors import SdbatchError
+from tests.planning import plan_of
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "errors.txt"
+CASES = [
+    ["stepz=3"],
+    ["lora=rad"],
+    ["sampler=eulr"],
+    ["vae=nope"],
+    ["steps=abc"],
+    ["steps=0,5000", "seed=4294967296", "width=100", "guidance_scale=inf"],
+    ["seed=-1"],
+    ["seed=1.5"],
+    ["lora=[red]", "lora.blue.weight=1"],
+    ["lora=[],[red]", "lora.red.weight=0.1,0.2"],
+    ["lora=[red]", "lora.red.wieght=1"],
+    ["controlnet=[edges]"],
+    ["controlnet=[edges]", "controlnet.edges.image=gone.png"],
+    ["controlnet=[edges]", "controlnet.edges.image=control.png", "controlnet.edges.start=0.5", "controlnet.edges.end=0.5"],
+    ["prompt=a (cat:1.2)"],
+    ["memory.dtype=int8"],
+    ["batch_size=0"],
+    ["prompt=x", "name=../etc"],
+    ["name='${oc.env:HOME}'"],
+    ["matrix.product={seed:5}"],
+    ["matrix.zip={seed:[1,2],steps:[3]}"],
+    ["matrix.prompts.file=gone.txt"],
+    ["seed=1,2", "matrix.product={seed:[3]}"],
+    ["model=sdxl2"],
+    ["family.config=gone"],
+    ["checkpoint.file=gone.safetensors"],
+]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_error_messages_are_as_reviewed(workspace: Path) -> None:
+    told: list[str] = []
+    for case in CASES:
+        with pytest.raises(SdbatchError) as caught:
+            plan_of(*case)
+        told.append(f"$ {' '.join(case)}\n{str(caught.value).replace(str(workspace), '.')}\n")
+    text = "\n".join(told)
+    if not GOLDEN.exists():
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_sweep_without_m_says_so() -> None:
+    with pytest.raises(SdbatchError, match="this sweeps seed. Add -m"):
+        plan_of("seed=1,2", sweep=False)

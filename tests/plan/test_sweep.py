@@ -1,0 +1,145 @@
+"""Axes: from the command line, from matrix, from files, and at random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdbatch.errors import ConfigError, PlanError
+from tests.planning import job_of, plan_of, values
+
+pytestmark = pytest.mark.usefixtures("workspace")
+
+
+def test_a_comma_is_two_jobs_and_brackets_are_one_stack() -> None:
+    separate = plan_of("lora=red,blue")
+    assert [[file.name for file in separate.cell(index).recipe.loras] for index in range(2)] == [["red"], ["blue"]]
+    stack = plan_of("lora=[red,blue]")
+    assert [file.name for file in stack.cell(0).recipe.loras] == ["red", "blue"]
+    assert len(stack) == 1
+
+
+def test_strengths_are_the_cells_and_files_the_recipes() -> None:
+    plan = plan_of("lora=[red,blue]", "lora.red.weight=0,0.5,1", "lora.blue.text_encoder_weight=0.25")
+    assert len(plan.recipes) == 1
+    assert [plan.cell(index).strengths[0].model for index in range(3)] == [0.0, 0.5, 1.0]
+    assert plan.cell(0).strengths[0].text_encoder == 0.0
+    assert plan.cell(0).strengths[1].text_encoder == 0.25
+
+
+def test_the_plan_loads_each_checkpoint_once() -> None:
+    plan = plan_of("seed=range(0,3)", "lora=red,blue", "checkpoint=base,other")
+    order = [plan.cell(index).recipe for index in range(len(plan))]
+    changes = [(recipe.checkpoint.name, recipe.loras[0].name) for index, recipe in enumerate(order) if index == 0 or recipe != order[index - 1]]
+    assert changes == [("base", "red"), ("base", "blue"), ("other", "red"), ("other", "blue")]
+
+
+def test_cells_of_one_size_stand_together() -> None:
+    plan = plan_of("seed=range(0,3)", "width=64,128")
+    assert values(plan, "width") == [64, 64, 64, 128, 128, 128]
+
+
+def test_equal_cells_are_made_once() -> None:
+    assert len(plan_of("seed=1,1,2")) == 2
+
+
+def test_matrix_multiplies_product_zip_and_list_and_leaves_out() -> None:
+    plan = plan_of(
+        "matrix.product={seed:[1,2]}",
+        "matrix.zip={prompt:[a,b],negative_prompt:[c,d]}",
+        "matrix.list=[{steps:5},{steps:9,guidance_scale:3}]",
+        "matrix.exclude=[{seed:2,prompt:b}]",
+    )
+    assert len(plan) == 2 * 2 * 2 - 2
+    cells = [plan.cell(index) for index in range(len(plan))]
+    assert {(cell.prompt, cell.negative_prompt) for cell in cells} == {("a", "c"), ("b", "d")}
+    assert {(cell.steps, cell.guidance_scale) for cell in cells} == {(5, 2.5), (9, 3.0)}
+
+
+def test_a_list_may_choose_other_stacks_with_their_own_strengths() -> None:
+    plan = plan_of("matrix.list=[{lora:[]},{lora:[red],lora.red.weight:0.5},{lora:[red,blue],lora.blue.weight:0.2}]")
+    cells = [plan.cell(index) for index in range(3)]
+    assert sorted(tuple(strength.model for strength in cell.strengths) for cell in cells) == [(), (0.5,), (1.0, 0.2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prompts.txt", "a red fox\n\na cat, sitting (best:1.2)\n"),
+        ("prompts.csv", 'prompt,seed\na red fox,1\n"a cat, sitting (best:1.2)",2\n'),
+        ("prompts.jsonl", '{"prompt": "a red fox"}\n"a cat, sitting (best:1.2)"\n'),
+    ],
+)
+def test_prompt_files(workspace: Path, name: str, text: str) -> None:
+    (workspace / name).write_text("\ufeff" + text.replace("\n", "\r\n"), encoding="utf-8")
+    plan = plan_of(f"matrix.prompts.file={name}")
+    assert sorted(plan.cell(index).prompt for index in range(2)) == ["a cat, sitting (best:1.2)", "a red fox"]
+
+
+def test_a_parquet_prompt_file_brings_any_keys(workspace: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"prompt": ["a", "b"], "seed": [7, 8], "guidance_scale": [2.0, 3.0]}).to_parquet(workspace / "p.parquet")
+    plan = plan_of("matrix.prompts.file=p.parquet")
+    assert [(cell.prompt, cell.seed, cell.guidance_scale) for cell in map(plan.cell, range(2))] == [("a", 7, 2.0), ("b", 8, 3.0)]
+
+
+def test_templates_and_wildcards_expand_and_unknown_ones_are_refused(workspace: Path) -> None:
+    (workspace / "wild").mkdir()
+    (workspace / "wild" / "animal.txt").write_text("fox\nowl\n")
+    source = ["matrix.prompts.template=all", "matrix.prompts.wildcards=wild"]
+    plan = plan_of("matrix.prompts.text=['a {red|blue} __animal__']", *source)
+    assert sorted(plan.cell(index).prompt for index in range(4)) == ["a blue fox", "a blue owl", "a red fox", "a red owl"]
+    with pytest.raises(ConfigError, match="no wildcard 'anmal'"):
+        plan_of("matrix.prompts.text=['a __anmal__']", *source)
+
+
+def test_without_templates_braces_are_text() -> None:
+    assert plan_of("matrix.prompts.text=['a {red|blue} fox']").cell(0).prompt == "a {red|blue} fox"
+
+
+def test_draws_are_distinct_repeatable_and_sample_intervals() -> None:
+    axes = ["seed=range(0,1000)", "prompt=a,b,c", "matrix.draws=50"]
+    first, again = plan_of(*axes), plan_of(*axes)
+    assert first.image_ids == again.image_ids
+    assert len(set(first.image_ids)) == 50
+    assert plan_of(*axes, "matrix.draw_seed=1").image_ids != first.image_ids
+    drawn = plan_of("guidance_scale=interval(3,9)", "matrix.draws=20")
+    assert all(3 <= drawn.cell(index).guidance_scale <= 9 for index in range(20))
+    with pytest.raises(ConfigError, match="matrix.draws=N"):
+        plan_of("guidance_scale=interval(3,9)")
+    with pytest.raises(ConfigError, match="only 6 distinct points"):
+        plan_of("seed=1,2", "prompt=a,b,c", "matrix.draws=7")
+
+
+@pytest.mark.parametrize("prompt", ["a ${x} fox", "${", "{a|b}, (c:1.2) [d]", "it's \"quoted\" \\ back", "äöü 🦊", "a, b, c", "range(1,3)"])
+def test_a_prompt_comes_out_unchanged(prompt: str) -> None:
+    plan = plan_of(f"prompt={prompt}", sweep=False)
+    assert len(plan) == 1
+    assert plan.cell(0).prompt == prompt
+    assert json.loads(plan.cell(0).config)["prompt"] == prompt
+
+
+def test_a_prompt_with_interpolation_in_yaml_is_text(workspace: Path) -> None:
+    (workspace / "conf" / "experiment").mkdir(parents=True)
+    (workspace / "conf" / "experiment" / "odd.yaml").write_text('# @package _global_\nprompt: "costs ${steps} coins"\n')
+    assert plan_of("experiment=odd", sweep=False).cell(0).prompt == "costs ${steps} coins"
+
+
+def test_the_folder_stays_when_an_axis_grows_and_changes_with_what_is_fixed() -> None:
+    short, long = job_of("seed=range(0,2)", "lora=red,blue"), job_of("seed=range(0,9)", "lora=red")
+    assert short.out != job_of("seed=range(0,2)", "lora=red,blue", "steps=9").out
+    assert short.out == job_of("seed=range(0,9)", "lora=red,blue").out
+    assert long.out != short.out
+
+
+def test_excluding_everything_is_said() -> None:
+    with pytest.raises(ConfigError, match="leaves out every cell"):
+        plan_of("seed=1,2", "matrix.exclude=[{steps:20}]")
+
+
+def test_an_axis_that_changes_no_image_is_refused() -> None:
+    with pytest.raises(PlanError, match="batch_size: does not change the image"):
+        plan_of("batch_size=1,2")
