@@ -75,7 +75,8 @@ class FileCache:
         target = self._path(state)
         temporary = target.with_name(f".tmp-{os.getpid()}-{time.monotonic_ns()}")
         with suppress(OSError):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 temporary.write_text(json.dumps({**self.load(state), **facts}), encoding="utf-8")
                 temporary.replace(target)

@@ -43,6 +43,9 @@ BY_NAME: dict[str, FamilyFacts] = {facts.name: facts for facts in FAMILIES}
 BY_UNET_WIDTH: dict[int, str] = {128: "tiny", 768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl"}
 """Cross-attention width of a UNet or of its adapter -> family. 1280 is the SDXL refiner, which reads one text encoder."""
 
+BY_TRANSFORMER_WIDTH: dict[int, str] = {3072: "flux", 1536: "sd3", 2432: "sd3"}
+"""Width of an adapter's transformer -> family, where its names tell no more than `transformer_blocks`."""
+
 UNET_RULES: tuple[Rule, ...] = (
     Rule("kandinsky2", any=("encoder_hid_proj.image_embeds.",)),
     Rule("kolors", any=("encoder_hid_proj.weight$",), all=("add_embedding.linear_1.weight$",)),
@@ -88,7 +91,7 @@ ADAPTER_RULES: tuple[Rule, ...] = (
     ),
     Rule("sd3", any=("joint_blocks_", "joint_blocks.")),
     Rule("qwen_image", any=("transformer_blocks.0.img_mlp.", "transformer_blocks_0_img_mlp")),
-    Rule("sd3", any=("transformer_blocks.0.attn.add_k_proj.", "transformer_blocks_0_attn_add_k_proj")),
+    Rule("sdxl", any=("attentions_0_transformer_blocks_1_", "attentions.0.transformer_blocks.1.", "_1_transformer_blocks_1_attn")),
     Rule("wan", any=("blocks.0.cross_attn.k.", "blocks_0_cross_attn_k")),
     Rule("sdxl", any=("lora_te2_", "text_encoder_2."), none=("lora_te3_",)),
 )

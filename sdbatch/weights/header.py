@@ -87,7 +87,9 @@ class FlawError(Exception):
 
 def shown(text: object, limit: int = 200) -> str:
     """A name from a file, fit for a message: no control characters, not endless."""
-    plain = "".join(char if char.isprintable() else "?" for char in str(text)[: limit + 1])
+    plain = str(text)[: limit + 1]
+    if not plain.isprintable():
+        plain = "".join(char if char.isprintable() else "?" for char in plain)
     return plain if len(plain) <= limit else f"{plain[:limit]}..."
 
 

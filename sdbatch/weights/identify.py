@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from sdbatch.weights import geometry, training
-from sdbatch.weights.families import ADAPTER_RULES, BY_UNET_WIDTH, FAMILIES, TRANSFORMER_RULES, UNET_RULES
+from sdbatch.weights.families import ADAPTER_RULES, BY_TRANSFORMER_WIDTH, BY_UNET_WIDTH, FAMILIES, TRANSFORMER_RULES, UNET_RULES
 from sdbatch.weights.header import Header
 from sdbatch.weights.key import Keys, first_match
 from sdbatch.weights.lora_facts import LoraFacts, read_lora_facts
@@ -94,12 +94,13 @@ def identify(path: Path) -> Identity:
 def identify_header(header: Header) -> Identity:
     """What the file with this header is."""
     keys = Keys(header.tensors)
-    parts = _find_parts(keys)
-    kind = _to_kind(header, keys, parts)
+    kind = None if "model_index" in header.values else first_match(KIND_RULES, keys)
+    parts = () if kind else _find_parts(keys)
+    kind = kind or _to_kind(header, keys, parts)
     lora = read_lora_facts(header, keys) if kind == "lora" else None
     width = lora.cross_attention_width if lora else geometry.find_cross_attention_width(header, kind)
     widths = lora.embedding_widths if lora else geometry.find_embedding_widths(header, kind)
-    family = _to_family(header, keys, kind, width, widths)
+    family = _to_lora_family(header, keys, lora) if lora else _to_family(header, keys, kind, width, widths)
     prediction = find_prediction(header, keys, kind, family)
     dtypes: Counter[str] = Counter()
     for info in header.tensors.values():
@@ -146,8 +147,6 @@ def _to_pruning(parts: tuple[str, ...]) -> str:
 def _to_kind(header: Header, keys: Keys, parts: tuple[str, ...]) -> str:
     if "model_index" in header.values:
         return "checkpoint"
-    if label := first_match(KIND_RULES, keys):
-        return label
     if not {"unet", "transformer", "ema"}.isdisjoint(parts):
         whole = not {"vae", "text_encoder", "text_encoder_2", "text_encoder_3"}.isdisjoint(parts)
         return "checkpoint" if whole else "denoiser"
@@ -171,15 +170,21 @@ def _to_family(header: Header, keys: Keys, kind: str, width: int | None, widths:
             return BY_UNET_WIDTH.get(width or 0)
         case "t2i_adapter":
             return geometry.find_t2i_family(header)
-        case "lora":
-            by_width = BY_UNET_WIDTH.get(width or 0) or first_match(ADAPTER_RULES, keys)
-            return by_width or by_metadata or _family_of_widths(widths)
         case "embedding":
             return _family_of_widths(widths) or by_metadata
         case "vae":
             return "tiny" if geometry.is_tiny_vae(header) else by_metadata
         case _:
             return by_metadata
+
+
+def _to_lora_family(header: Header, keys: Keys, lora: LoraFacts) -> str | None:
+    by_shape = BY_UNET_WIDTH.get(lora.cross_attention_width or 0) or first_match(ADAPTER_RULES, keys)
+    by_shape = by_shape or BY_TRANSFORMER_WIDTH.get(lora.transformer_width or 0)
+    if known := by_shape or training.find_family(header.metadata):
+        return known
+    # Numbered text encoders are those of SDXL, SD 3 and FLUX: the first alone does not tell which.
+    return None if keys.has("^lora_te1_") else _family_of_widths(lora.embedding_widths)
 
 
 def _family_of_widths(widths: tuple[int, ...]) -> str | None:

@@ -14,17 +14,20 @@ from sdbatch.weights.value import read_values
 MAX_ALPHAS = 4000
 """Alphas read from one file; full LyCORIS files of the largest families have about 1,500."""
 
-_ROLE = re.compile(
-    r"(?P<module>.+?)[._](?P<role>"
-    r"lora_(?:down|up|mid)\.weight|lora_(?:A|B|mid)(?:\.default)?(?:\.weight)?|lora(?:_linear_layer)?\.(?:down|up)\.weight"
-    r"|lora_magnitude_vector(?:\.weight|\.default)*|alpha|dora_scale|hada_[a-z0-9_]+|lokr_[a-z0-9_]+"
-    r"|oft_(?:blocks|diag)|rescale|on_input|[ab][12]\.weight|weight|diff_b|diff|w_norm|b_norm)$"
+_ROLES = frozenset(
+    (
+        *("alpha", "rescale", "dora_scale", "lora_magnitude_vector", "on_input", "diff", "diff_b", "w_norm", "b_norm"),
+        *("lora_down", "lora_up", "lora_mid", "lora_A", "lora_B", "oft_blocks", "oft_diag", "a1", "a2", "b1", "b2"),
+        *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+        *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2"),
+    )
 )
+"""The last word of a tensor's name, `.weight` and `.default` aside: what it is to its module."""
 
 _BLOCKS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"^(?:lora_te1?|text_encoder|te1?|clip_l|lora_prior_te)_"), "text_encoder"),
     (re.compile(r"^(?:lora_te2|text_encoder_2|te2|clip_g)_"), "text_encoder_2"),
     (re.compile(r"^(?:lora_te3|text_encoder_3|t5xxl)_"), "text_encoder_3"),
+    (re.compile(r"^(?:lora_te1?|text_encoder|te1?|clip_l|lora_prior_te)_"), "text_encoder"),
     (re.compile(r"(?<![a-z])down_blocks_(\d+)"), "down_{}"),
     (re.compile(r"(?<![a-z])(?:mid_block|middle_block)"), "mid"),
     (re.compile(r"(?<![a-z])up_blocks_(\d+)"), "up_{}"),
@@ -66,6 +69,8 @@ class LoraFacts:
     """Width of the text that its cross-attention modules read; None when it has none."""
     embedding_widths: tuple[int, ...]
     """Widths of the text encoders that it changes, in their order."""
+    transformer_width: int | None = None
+    """Width of the stream of a transformer (FLUX, SD 3) that it changes; None for UNets."""
 
 
 @dataclass(slots=True)
@@ -93,25 +98,36 @@ def read_lora_facts(header: Header, keys: Keys) -> LoraFacts:
         blocks=tuple(_summarize(name, blocks[name], alphas) for name in sorted(blocks, key=_block_order)),
         cross_attention_width=_find_cross_attention_width(modules),
         embedding_widths=_find_embedding_widths(blocks),
+        transformer_width=_find_transformer_width(blocks),
     )
 
 
 def _group(header: Header) -> dict[str, _Module]:
     modules: dict[str, _Module] = {}
     for name, info in header.tensors.items():
-        if match := _ROLE.fullmatch(name):
-            module = modules.setdefault(match["module"], _Module(match["module"].replace(".", "_")))
-            role = match["role"].removesuffix(".weight").removesuffix(".default").replace("lora_linear_layer", "lora")
-            module.tensors[role] = info
-            if role == "alpha":
-                module.alpha_key = name
-    return modules
+        module_name, role = _split(name)
+        module = modules.get(module_name)
+        if module is None:
+            module = modules[module_name] = _Module(module_name.replace(".", "_"))
+        module.tensors[role] = info
+        if role == "alpha":
+            module.alpha_key = name
+    return {name: module for name, module in modules.items() if not _ROLES.isdisjoint(module.tensors)}
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Module and role: `a.b.lora_A.weight` is `lora_A` of `a.b`, `x_lora.down.weight` is `lora_down` of `x`."""
+    module, _, role = name.removesuffix(".weight").removesuffix(".default").rpartition(".")
+    if role in ("down", "up"):
+        # diffusers wrote `.lora.down`, `_lora.down` and `.lora_linear_layer.down`.
+        return module.removesuffix("_linear_layer").removesuffix("lora").rstrip("._"), f"lora_{role}"
+    return module, role
 
 
 def _to_algorithm(header: Header, keys: Keys, modules: Mapping[str, _Module]) -> str:
     label = first_match(LORA_ALGORITHMS, keys) or "lora"
     trained = header.metadata.get("ss_network_args", "") + header.metadata.get("ss_network_module", "")
-    down = [module.shape("lora_down", "lora_A", "lora.down") for module in modules.values()]
+    down = [module.shape("lora_down", "lora_A") for module in modules.values()]
     if label == "lora" and "dylora" in trained.lower():
         return "dylora"
     if label == "lora" and any(shape and len(shape) == 4 and max(shape[2:]) > 1 for shape in down):
@@ -127,16 +143,16 @@ def _read_alphas(header: Header, modules: Mapping[str, _Module]) -> dict[str, fl
 
 
 def _to_rank(module: _Module) -> int | None:
-    if shape := module.shape("lora_down", "lora_A", "lora.down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+    if shape := module.shape("lora_down", "lora_A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
         return shape[0] if shape else None
-    if shape := module.shape("lora_up", "lora_B", "lora.up", "lokr_w1_a", "lokr_w2_a"):
+    if shape := module.shape("lora_up", "lora_B", "lokr_w1_a", "lokr_w2_a"):
         return shape[1] if len(shape) > 1 else None
     return None
 
 
 def _to_input_width(module: _Module) -> int | None:
     """How wide the input of the adapted module is."""
-    if shape := module.shape("lora_down", "lora_A", "lora.down", "hada_w1_b", "diff"):
+    if shape := module.shape("lora_down", "lora_A", "hada_w1_b", "diff"):
         return shape[1] if len(shape) > 1 else None
     left, right = module.shape("lokr_w1", "lokr_w1_b"), module.shape("lokr_w2", "lokr_w2_b")
     if left and right and len(left) > 1 and len(right) > 1:
@@ -146,8 +162,7 @@ def _to_input_width(module: _Module) -> int | None:
 
 def _find_cross_attention_width(modules: Mapping[str, _Module]) -> int | None:
     for module in modules.values():
-        name = module.name.removesuffix("_lora")
-        if name.endswith(("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")):
+        if module.name.endswith(("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")):
             return _to_input_width(module)
     return None
 
@@ -161,6 +176,17 @@ def _find_embedding_widths(blocks: Mapping[str, list[_Module]]) -> tuple[int, ..
         if width := next((width for width in inputs if width), None):
             widths.append(width)
     return tuple(widths)
+
+
+def _find_transformer_width(blocks: Mapping[str, list[_Module]]) -> int | None:
+    inputs = (
+        _to_input_width(module)
+        for block, modules in blocks.items()
+        if block.startswith(("double_", "single_", "joint_"))
+        for module in modules
+        if module.name.endswith(("attn_to_q", "attn_to_k", "attn_to_v", "attn_add_k_proj", "attn_add_q_proj", "attn_qkv"))
+    )
+    return next((width for width in inputs if width), None)
 
 
 def _to_block(name: str) -> str:

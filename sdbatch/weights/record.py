@@ -26,6 +26,7 @@ def to_record(identity: Identity) -> dict[str, Any]:
     alphas = [block.alpha_max for block in lora.blocks if block.alpha_max is not None] if lora else []
     record["algorithm"] = lora.algorithm if lora else None
     record["modules"] = lora.modules if lora else None
+    record["transformer_width"] = lora.transformer_width if lora else None
     record["rank"] = max(ranks, default=None)
     record["alpha"] = max(alphas, default=None)
     record["blocks"] = [asdict(block) for block in lora.blocks] if lora else []
@@ -40,7 +41,13 @@ def from_record(record: dict[str, Any]) -> Identity:
     values: dict[str, Any] = {name: tuple(record[name]) if isinstance(record[name], list) else record[name] for name in _FIELDS}
     lora = None
     if record["algorithm"] is not None:
-        blocks = tuple(BlockFacts(**block) for block in record["blocks"])
-        # An adapter's widths are the file's own: they are kept once.
-        lora = LoraFacts(record["algorithm"], record["modules"], blocks, record["cross_attention_width"], tuple(record["embedding_widths"]))
+        lora = LoraFacts(
+            algorithm=record["algorithm"],
+            modules=record["modules"],
+            blocks=tuple(BlockFacts(**block) for block in record["blocks"]),
+            # An adapter's widths are the file's own: they are kept once.
+            cross_attention_width=record["cross_attention_width"],
+            embedding_widths=tuple(record["embedding_widths"]),
+            transformer_width=record["transformer_width"],
+        )
     return Identity(path=Path(record["path"]), lora=lora, **values)

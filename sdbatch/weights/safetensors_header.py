@@ -34,6 +34,8 @@ def read_safetensors(path: Path, descriptor: int, size: int, limits: Limits) -> 
     return Header(path, "safetensors", size, tensors, metadata)
 
 
+_NATURAL = {int}
+
 _Span = tuple[str, tuple[int, ...], int, int]
 """dtype, shape, begin, end."""
 
@@ -88,28 +90,26 @@ def _check_tensor(name: str, entry: Any, limits: Limits) -> _Span:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise FlawError(f"tensor `{shown(name)}` is not described by dtype, shape and two data_offsets. {_AGAIN}") from None
-    bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+    bits = DTYPE_BITS.get(dtype) if type(dtype) is str else None
     if bits is None:
         raise FlawError(f"tensor `{shown(name)}` has the unknown dtype {shown(dtype, 40)}. {_AGAIN}")
-    if not isinstance(shape, list) or len(cast(list[Any], shape)) > limits.dims:
+    if type(shape) is not list or len(shape) > limits.dims:
         raise FlawError(f"tensor `{shown(name)}` has no shape of at most {limits.dims} dimensions. {_AGAIN}")
-    numbers = cast(list[Any], [*shape, begin, end])
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+    numbers: list[Any] = [*shape, begin, end]
+    if set(map(type, numbers)) != _NATURAL or min(numbers) < 0 or max(numbers) >= 2**63:
         raise FlawError(f"tensor `{shown(name)}` has a shape or offset that is not a natural number. {_AGAIN}")
-    if math.prod(numbers[:-2]) * bits != (end - begin) * 8:
+    if math.prod(shape) * bits != (end - begin) * 8:
         raise FlawError(f"tensor `{shown(name)}` of shape {shape} in {dtype} does not fill its {end - begin} bytes. {_AGAIN}")
-    return dtype, tuple(numbers[:-2]), begin, end
+    return dtype, tuple(shape), begin, end
 
 
 def _check_layout(spans: list[_Span], names: list[str], present: int) -> None:
     """Data must lie without holes and overlaps and end with the file."""
-    order = sorted(range(len(spans)), key=lambda index: spans[index][2:])
     reached = 0
-    for index in order:
-        _, _, begin, end = spans[index]
+    for begin, end, name in sorted((span[2], span[3], name) for span, name in zip(spans, names, strict=True)):
         if begin != reached:
             fault = "overlaps another tensor" if begin < reached else "leaves a hole before it"
-            raise FlawError(f"tensor `{shown(names[index])}` {fault}. {_AGAIN}")
+            raise FlawError(f"tensor `{shown(name)}` {fault}. {_AGAIN}")
         reached = end
     if reached > present:
         raise FlawError(f"{to_size(present)} of {to_size(reached)} present (truncated download?). Download it again.")

@@ -82,7 +82,7 @@ PART_RULES: tuple[Rule, ...] = (
     Rule("unet", any=("^model.diffusion_model.input_blocks.", "^unet.down_blocks.", "^unet.conv_in.", "^diffusion_model.input_blocks.")),
     Rule("unet", any=("^input_blocks.0.0.weight$", "^time_embedding.linear_1.weight$")),
     Rule("transformer", any=("^model.diffusion_model.",), none=("^model.diffusion_model.input_blocks.",)),
-    Rule("transformer", any=("^transformer.",), none=("^transformer.resblocks.", "^transformer.text_model.")),
+    Rule("transformer", any=("^transformer.",), none=("^transformer.resblocks.", "^transformer.text_model.", "^transformer.encoder.")),
     Rule("ema", any=("^model_ema.",)),
     Rule("vae", any=("^first_stage_model.", "^vae.")),
     Rule("text_encoder", any=("^cond_stage_model.", "^conditioner.embedders.0.", "^text_encoders.clip_l.", "^text_encoder.")),

@@ -188,6 +188,10 @@ def test_dylora_is_told_by_its_metadata(tmp_path: Path) -> None:
         (d.peft(d.FLUX_PEFT), {}, "flux"),
         (d.lokr(d.FLUX_KOHYA), {}, "flux"),
         (d.kohya(d.SD3_KOHYA), {}, "sd3"),
+        (d.peft([("transformer.transformer_blocks.0.attn.add_k_proj", 3072, 3072)]), {}, "flux"),
+        (d.peft([("transformer.transformer_blocks.0.attn.to_q", 1536, 1536)]), {}, "sd3"),
+        (d.peft([("unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q", 640, 640)]), {}, "sdxl"),
+        (d.kohya(TEXT(768, "lora_te1_")), {}, None),
         (
             d.kohya([("lora_unet_mid_block_attentions_0_proj_in", 1280, 1280)]),
             {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
@@ -199,6 +203,22 @@ def test_dylora_is_told_by_its_metadata(tmp_path: Path) -> None:
 )
 def test_families_of_loras(tmp_path: Path, tensors: d.Tensors, metadata: dict[str, str], family: str | None) -> None:
     check(identify(write_safetensors(tmp_path / "x.safetensors", tensors, metadata=metadata)), {"kind": "lora", "family": family})
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F32"])
+def test_blocks_of_other_dialects(tmp_path: Path, dtype: str) -> None:
+    modules = [
+        ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", 768, 768),
+        ("text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj", 1280, 1280),
+        ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", 640, 2048),
+        ("unet.mid_block.attentions.0.proj_in", 1280, 1280),
+        ("transformer.single_transformer_blocks.12.attn.to_q", 3072, 3072),
+        ("something.else", 5, 5),
+    ]
+    identity = identify(write_safetensors(tmp_path / "x.safetensors", d.peft(modules), dtype))
+    assert identity.lora is not None
+    assert [block.block for block in identity.lora.blocks] == ["text_encoder", "text_encoder_2", "down_1", "mid", "single_12", "other"]
+    assert identity.embedding_widths == (768, 1280)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "F32"])

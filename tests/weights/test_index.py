@@ -42,7 +42,8 @@ def test_the_keys_of_a_record_are_an_interface(tmp_path: Path) -> None:
     assert list(record) == [
         "path", "name", "group", "kind", "format", "size", "family", "variant", "parts", "pruning", "dtype", "parameters",
         "cross_attention_width", "embedding_widths", "embedding_vectors", "latent_channels", "image_embedding_width",
-        "prediction_type", "zero_snr", "trigger_words", "metadata", "foreign", "algorithm", "modules", "rank", "alpha", "blocks",
+        "prediction_type", "zero_snr", "trigger_words", "metadata", "foreign", "algorithm", "modules",
+        "transformer_width", "rank", "alpha", "blocks",
     ]  # fmt: skip
     assert (record["kind"], record["algorithm"], record["rank"], record["alpha"], record["modules"]) == ("lora", "lora", 8, 4, 6)
     assert set(to_record(identify(write_safetensors(tmp_path / "y.safetensors", d.sd1())))) == set(record)
