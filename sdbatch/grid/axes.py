@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +12,9 @@ from sdbatch.grid.entry import Entry, Value, label
 
 MOST_SECTIONS = 8
 """A third axis is chosen by itself only up to so many values; above, its first value is shown and the footer says so."""
+
+MOST_CANDIDATES = 6
+"""So many of the best-ranked parameters are tried as axes."""
 
 TEXT_KEYS = frozenset({"prompt", "negative_prompt"})
 UNUSED = frozenset({"", "none"})
@@ -33,6 +38,8 @@ class Axes:
     z: Axis | None = None
     held: tuple[Axis, ...] = ()
     """Parameters that differ among the images but have no place in the grid: their first value is shown."""
+    followers: tuple[str, ...] = ()
+    """Parameters that differ, but only together with those in the grid: they are written below each image."""
     constants: Mapping[str, Value] = field(default_factory=dict[str, Value])
     """Parameters that are the same for all images."""
 
@@ -55,12 +62,19 @@ def choose_axes(entries: Sequence[Entry], x: str | None = None, y: str | None = 
     asked = {place: key for place, key in (("x", x), ("y", y), ("z", z)) if key is not None and key not in UNUSED}
     _check_asked(asked, known, differing)
     free = [place for place, key in (("x", x), ("y", y), ("z", z)) if key is None]
-    rest = [key for key in rank_keys(differing) if key not in asked.values()]
-    placed = dict(asked) | _place(rest, free, differing, taken=asked)
+    added = choose_keys(entries, differing, list(asked.values()), free)
+    placed = asked | _place(added, free, differing)
     shown = {place: Axis(key, known[key]) for place, key in placed.items()}
-    held = tuple(Axis(key, differing[key]) for key in rank_keys(differing) if key not in placed.values())
-    constants = {key: values[0] for key, values in known.items() if len(values) == 1 and key not in placed.values()}
-    return Axes(shown.get("x"), shown.get("y"), shown.get("z"), held, constants)
+    rest = [key for key in rank_keys(differing) if key not in placed.values()]
+    settled = find_settled(entries, list(placed.values()), rest)
+    return Axes(
+        shown.get("x"),
+        shown.get("y"),
+        shown.get("z"),
+        held=tuple(Axis(key, differing[key]) for key in rest if key not in settled),
+        followers=tuple(key for key in rest if key in settled),
+        constants={key: values[0] for key, values in known.items() if len(values) == 1 and key not in placed.values()},
+    )
 
 
 def collect_values(entries: Iterable[Entry]) -> dict[str, tuple[Value, ...]]:
@@ -96,6 +110,46 @@ def _drop_followers(entries: Sequence[Entry], differing: Mapping[str, tuple[Valu
     return {key: differing[key] for key in kept.values()}
 
 
+def choose_keys(entries: Sequence[Entry], differing: Mapping[str, Sequence[Value]], asked: Sequence[str], free: Sequence[str]) -> list[str]:
+    """The keys to add on the free axes: as many as make a grid that is not mostly holes, best-ranked first.
+
+    Random draws and zipped lists have no such grid; they are shown image by image along the key with most values.
+    """
+    ranked = [key for key in rank_keys(differing) if key not in asked][:MOST_CANDIDATES]
+    for count in range(min(len(free), len(ranked)), 0, -1):
+        for added in itertools.combinations(ranked, count):
+            makes_sections = "z" in free and len(asked) + count >= 3
+            if makes_sections and len(differing[added[-1]]) > MOST_SECTIONS:
+                continue
+            if is_readable(entries, differing, [*asked, *added]):
+                return list(added)
+    return [max(ranked, key=lambda key: len(differing[key]))] if ranked and free and not asked else []
+
+
+def is_readable(entries: Sequence[Entry], differing: Mapping[str, Sequence[Value]], keys: Sequence[str]) -> bool:
+    """Whether most of the cells that these axes span have an image, and no axis just repeats another."""
+    rest = [key for key in differing if key not in keys]
+    settled = find_settled(entries, keys, rest)
+    held = {key: differing[key][0] for key in rest if key not in settled}
+    shown = [entry for entry in entries if all(entry.values.get(key) == value for key, value in held.items())]
+    sizes = [len({entry.values.get(key) for entry in entries}) for key in keys]
+    for one, other in itertools.combinations(range(len(keys)), 2):
+        pairs = {(entry.values.get(keys[one]), entry.values.get(keys[other])) for entry in entries}
+        if min(sizes[one], sizes[other]) > 1 and len(pairs) <= max(sizes[one], sizes[other]):
+            return False
+    return 2 * len({_place_of(entry, keys) for entry in shown}) > math.prod(sizes)
+
+
+def find_settled(entries: Iterable[Entry], keys: Sequence[str], rest: Sequence[str]) -> set[str]:
+    """Which of the other parameters have one value at every place of the grid."""
+    open_keys = set(rest)
+    seen: dict[tuple[Value, ...], Entry] = {}
+    for entry in entries:
+        first = seen.setdefault(_place_of(entry, keys), entry)
+        open_keys -= {key for key in open_keys if entry.values.get(key) != first.values.get(key)}
+    return open_keys
+
+
 def rank_keys(differing: Mapping[str, Sequence[Value]]) -> list[str]:
     """Most telling first: parameters, then prompts, then seeds; among equals the one with more values."""
     order = {key: place for place, key in enumerate(differing)}
@@ -117,17 +171,19 @@ def _kind(key: str) -> int:
     return 2 if key == "seed" else 0
 
 
-def _place(rest: Sequence[str], free: Sequence[str], differing: Mapping[str, Sequence[Value]], taken: Mapping[str, str]) -> dict[str, str]:
-    """Put the best-ranked keys on the free axes."""
+def _place_of(entry: Entry, keys: Sequence[str]) -> tuple[Value, ...]:
+    return tuple(entry.values.get(key) for key in keys)
+
+
+def _place(added: Sequence[str], free: Sequence[str], differing: Mapping[str, Sequence[Value]]) -> dict[str, str]:
+    """Put the chosen keys on the free axes: columns and rows first, then sections."""
     flat = [place for place in ("x", "y") if place in free]
-    first = list(rest[: len(flat)])
+    first = list(added[: len(flat)])
     if len(first) == 2 and _reads_better_as_row(first[0], first[1], differing):
         first.reverse()
     placed = dict(zip(flat, first, strict=False))
-    left = [key for key in rest if key not in placed.values()]
-    if "z" in free and left and len(placed) + len(taken) >= 2 and len(differing[left[0]]) <= MOST_SECTIONS:
-        placed["z"] = left[0]
-    return placed
+    left = list(added[len(first) :])
+    return placed | ({"z": left[0]} if left and "z" in free else {})
 
 
 def _reads_better_as_row(first: str, second: str, differing: Mapping[str, Sequence[Value]]) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdbatch.grid.axes import Axes
 from sdbatch.grid.entry import Entry, Value, label, read_entries
-from sdbatch.grid.layout import Style, cut_blocks, fill_pages, measure
+from sdbatch.grid.layout import Style, caption_keys, cut_blocks, fill_pages, measure
 from sdbatch.grid.page import Page
 from sdbatch.grid.tile import draw_absent, fit_image
 
@@ -40,6 +40,10 @@ def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Styl
     measures = measure(axes, largest_size(placed.values()), style)
     pages = fill_pages(cut_blocks(axes, style, measures), style, measures)
     summary = summarize(placed, len(entries), axes)
+    if len(pages) > style.max_pages:
+        summary += f"; {len(pages)} pages are more than the {style.max_pages} that are drawn: choose other axes, or look at grid.html"
+        pages = pages[: style.max_pages]
+    captions = caption_keys(axes, style)
 
     def tile(x: Value, y: Value, z: Value) -> Image.Image:
         entry = placed.get((x, y, z))
@@ -48,7 +52,7 @@ def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Styl
 
     def caption(x: Value, y: Value, z: Value) -> list[str]:
         entry = placed.get((x, y, z))
-        return [f"{key} {label(entry.values.get(key))}" for key in style.captions] if entry else []
+        return [f"{key} {label(entry.values.get(key))}" for key in captions] if entry else []
 
     page = Page(axes, measures, tile, caption)
     return [page.draw(blocks, _number(title, number, len(pages)), summary) for number, blocks in enumerate(pages, start=1)]

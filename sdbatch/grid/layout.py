@@ -36,8 +36,10 @@ class Style:
     """Columns of a comparison with a single axis, which is set in lines like text."""
     resample: str = "lanczos"
     """How images are scaled: `lanczos`, or `nearest` to see their pixels."""
-    captions: tuple[str, ...] = ()
-    """Parameters to print under every image, such as `("seed",)`."""
+    captions: tuple[str, ...] | None = None
+    """Parameters to print under every image, such as `("seed",)`; None: those that change together with an axis."""
+    max_pages: int = 24
+    """Pages at most; what comes after them is told on each page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,15 @@ class Measures:
         return headings + self.header_h + images + self.gap * 3
 
 
+MOST_CAPTIONS = 3
+"""Lines below an image that are chosen by themselves; the page in the browser has all."""
+
+
+def caption_keys(axes: Axes, style: Style) -> tuple[str, ...]:
+    """What to print under every image."""
+    return axes.followers[:MOST_CAPTIONS] if style.captions is None else style.captions
+
+
 def cut_blocks(axes: Axes, style: Style, measures: Measures) -> list[Block]:
     """The grid in pieces, none larger than a page."""
     columns: tuple[Value, ...] = axes.x.values if axes.x else (None,)
@@ -141,6 +152,7 @@ def measure(axes: Axes, image_size: tuple[int, int], style: Style) -> Measures:
     cell_w, cell_h = (max(1, round(side * scale)) for side in image_size)
     text = max(13, min(26, round(min(cell_w, cell_h) * 0.075)))
     small = max(12, round(text * 0.85))
+    captions = len(caption_keys(axes, style))
     return Measures(
         cell_w=cell_w,
         cell_h=cell_h,
@@ -152,7 +164,7 @@ def measure(axes: Axes, image_size: tuple[int, int], style: Style) -> Measures:
         row_header_w=_row_header_width(axes, text, small),
         header_lines=_count_lines(axes.x, text, cell_w),
         section_lines=_count_lines(axes.z, text, cell_w * (len(axes.x.values) if axes.x else 1)),
-        caption_h=line_height(small) * len(style.captions) + (CAPTION_GAP_PX * 3 if style.captions else 0),
+        caption_h=line_height(small) * captions + (CAPTION_GAP_PX * 3 if captions else 0),
     )
 
 

@@ -33,8 +33,9 @@ LATEST = "latest"
 MOST_SWEEPS = 50
 """A filter may find so many sweeps; more are no comparison."""
 
-COLUMNS = tuple(name for name in SCHEMA.names if name != "config")
-"""Rows without the configuration, which is most of their size."""
+UNUSED = ("config", "versions", "scheduler_options", "embeddings", "controlnets")
+COLUMNS = tuple(name for name in SCHEMA.names if name not in UNUSED and not name.endswith("_sha256"))
+"""Rows without what no comparison shows and makes up most of their size."""
 
 _IS_FILTER = re.compile(r"[=<>]|\b(?:like|ilike|in)\b", re.IGNORECASE)
 

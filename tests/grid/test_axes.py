@@ -37,6 +37,32 @@ def test_axes_chosen_by_themselves(axes: dict[str, list[Any]], expected: tuple[s
     assert chosen(cross(**axes)) == expected
 
 
+def zipped(**lists: list[Any]) -> list[dict[str, Any]]:
+    return [make_row(dict(zip(lists, values, strict=True))) for values in zip(*lists.values(), strict=True)]
+
+
+def test_zipped_lists_are_one_axis_with_captions() -> None:
+    entries = read_entries(make_table(*zipped(prompt=["a fox", "a cup", "a hat"], seed=[5, 6, 7])))
+    axes = choose_axes(entries)
+    assert [axis.key for axis in axes.used] == ["prompt"]
+    assert (axes.followers, axes.held) == (("seed",), ())
+
+
+def test_random_draws_are_shown_image_by_image() -> None:
+    draws = zipped(steps=[4, 8, 4, 12, 8, 4], sampler=["a", "b", "b", "a", "a", "b"], seed=[11, 12, 13, 14, 15, 16])
+    axes = choose_axes(read_entries(make_table(*draws)))
+    assert [axis.key for axis in axes.used] == ["seed"]
+    assert axes.held == ()
+    assert set(axes.followers) == {"steps", "sampler"}
+
+
+def test_a_checkpoint_with_its_own_steps_is_one_axis() -> None:
+    rows = [make_row({"checkpoint": name, "steps": steps, "seed": seed}) for name, steps in (("a", 4), ("b", 20)) for seed in (1, 2, 3)]
+    axes = choose_axes(read_entries(make_table(*rows)))
+    assert [axis.key for axis in axes.used] == ["checkpoint", "seed"]
+    assert axes.followers == ("steps",)
+
+
 def test_what_was_asked_is_done_and_completed() -> None:
     rows = cross(lora_a=[0.0, 1.0], sampler=["ddim", "euler"], seed=[1, 2, 3])
     assert chosen(rows, x="seed") == ("seed", "lora.a.weight", "sampler", [])

@@ -146,7 +146,7 @@ def blank(entry: Entry) -> Image.Image | None:
 
 @pytest.mark.parametrize("axes", [{"seed": list(range(40))}, {"steps": list(range(1, 41)), "seed": list(range(40))}])
 def test_large_grids_shrink_and_then_become_pages_under_the_limit(axes: dict[str, list[int]]) -> None:
-    style = Style(max_page_px=1_500_000)
+    style = Style(max_page_px=1_500_000, max_pages=99)
     table = make_table(*cross(**axes))
     drawn: list[str] = []
 
@@ -158,6 +158,19 @@ def test_large_grids_shrink_and_then_become_pages_under_the_limit(axes: dict[str
     assert max(page.width * page.height for page in pages) <= style.max_page_px * 1.25
     assert sorted(drawn) == sorted(table["image_id"].to_pylist()), "every image once"
     assert len(pages) > (1 if "steps" in axes else 0)
+
+
+def test_more_pages_than_wanted_are_told_not_drawn() -> None:
+    table = make_table(*cross(steps=list(range(1, 31)), seed=list(range(30))))
+    loads: list[str] = []
+
+    def count(entry: Entry) -> Image.Image | None:
+        loads.append(entry.image_id)
+        return blank(entry)
+
+    pages = draw_grid(table, choose_axes(read_entries(table)), count, Style(max_page_px=1_500_000, max_pages=2))
+    assert len(pages) == 2
+    assert len(loads) < 900
 
 
 def test_large_cells_shrink_before_there_are_pages() -> None:
