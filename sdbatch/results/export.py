@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sdbatch.errors import FolderError
 from sdbatch.results.disk import explained, replace, sync_folders, write_file
@@ -84,7 +84,7 @@ def _export(folder: SweepFolder, out: Path, form: _Format, shard_mb: int) -> Exp
     export = Export(out, names, sum(counts), size)
     if not counts:
         raise FolderError(f"{folder.path}: holds no finished image, so there is nothing to export.")
-    if _is_done(out, mark):
+    if _is_done(folder, out, mark):
         return export
     with explained("cannot make", out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,15 +98,20 @@ def _export(folder: SweepFolder, out: Path, form: _Format, shard_mb: int) -> Exp
         if samples.content.hexdigest() != content:
             raise FolderError(f"{folder.path}: changed while it was exported. Wait for the sweep to end, then export again.")
         write_file(work / MARKER, (json.dumps({"sha256": mark, **facts}, indent=2) + "\n").encode())
-        with explained("cannot finish", out):
-            (work / LOCK).unlink()
-            if out.exists():
-                out.rmdir()  # an empty one, as _is_done made sure
-            work.rename(out)
-    sync_folders([out, out.absolute().parent])
+        (work / LOCK).unlink()
+        _take_place(work, out)
     for stale in out.parent.glob(f"{_working_name(out, '')}*"):
-        shutil.rmtree(stale, ignore_errors=True)  # exports of an earlier state of the sweep that were killed
+        shutil.rmtree(stale, ignore_errors=True)  # earlier states of the sweep
     return export
+
+
+def _take_place(work: Path, out: Path) -> None:
+    """Give a finished export its name; an earlier one there, as `_is_done` allowed it, goes first."""
+    with explained("cannot finish", out):
+        if out.exists():
+            out.rename(out.parent / f"{work.name}-old")
+        work.rename(out)
+    sync_folders([out, out.absolute().parent])
 
 
 def _working_name(out: Path, mark: str) -> str:
@@ -181,23 +186,32 @@ def _write_shard(final: Path, form: _Format, samples: Iterator[Callable[[], Samp
     replace(temporary, final)
 
 
-def _is_done(out: Path, mark: str) -> bool:
+def _is_done(folder: SweepFolder, out: Path, mark: str) -> bool:
     """Whether `out` is this very export already.
 
-    Raises: FolderError when it is anything else but an empty folder.
+    An earlier export of the sweep inside its own folder may be replaced, if a user added nothing to it.
+
+    Raises: FolderError when `out` is anything else but an empty folder.
     """
     if not out.exists():
         return False
-    try:
-        found = json.loads((out / MARKER).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found == mark:
+    found = _marker(out)
+    if found.get("sha256") == mark:
         return True
-    if found is None and out.is_dir() and not any(out.iterdir()):
-        return False
-    held = "another export" if found else "other files"
-    raise FolderError(f"out={out}: holds {held}. Choose another folder, or delete this one.")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
+    is_ours = bool(found) and folder.path.resolve() in out.resolve().parents
+    if names - ({MARKER, *found.get("shards", ())} if is_ours else set[str]()):
+        held = "another export" if found else "other files"
+        raise FolderError(f"out={out}: holds {held}. Choose another folder, or delete this one.")
+    return False
+
+
+def _marker(out: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_full_disk(out: Path, size: int) -> None:

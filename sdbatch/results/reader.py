@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdbatch.errors import FolderError
-from sdbatch.results.arrow import empty_table, integers, numpy_of, strings
+from sdbatch.results.arrow import empty_table, integers, iter_texts, numpy_of, strings
 from sdbatch.results.commit import read_part
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.schema import OK, SCHEMA, STATUSES
@@ -64,16 +64,16 @@ class _Index:
 def committed(folder: SweepFolder) -> Committed:
     """What is done, what was tried in vain and what got lost. Reads five columns and looks at every file's size."""
     index = _index(folder)
-    words = {status: status for status in STATUSES}  # one string object per status, not one per row
+    words: dict[str, str] = {status: status for status in STATUSES}  # one string object per status, not one per row
     statuses: dict[str, str] = {}
     lost: dict[str, str] = {}
-    for batch in index.keys.to_batches(max_chunksize=65536):
-        columns = [batch.column(name).to_pylist() for name in ("image_id", "status", "image", "image_bytes")]
-        for image_id, status, image, size in zip(*columns, strict=True):
-            if image is not None and _size(folder, image) != size:
-                lost[image_id] = image
-            else:
-                statuses[str(image_id)] = words.get(str(status), str(status))
+    columns = [iter_texts(index.keys[name]) for name in ("image_id", "status", "image")]
+    sizes = numpy_of(index.keys["image_bytes"]).tolist()
+    for image_id, status, image, size in zip(*columns, sizes, strict=True):
+        if image and _size(folder, image) != size:
+            lost[image_id] = image
+        else:
+            statuses[image_id] = words.get(status, status)
     return Committed(statuses, lost, index.unreadable)
 
 

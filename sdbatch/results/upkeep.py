@@ -10,7 +10,8 @@ folder's lock may do this, and only on shards nobody is writing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,32 +71,36 @@ def drop_rows(folder: SweepFolder, image_ids: Collection[str]) -> int:
 
 
 def merge_parts(folder: SweepFolder, shard: int | None = None) -> int:
-    """Merge the small parts of one shard, or of all, into large ones; returns how many parts went.
+    """Merge the small parts of one shard, or of each, into large ones of that shard; returns how many parts went.
 
     A part is a block of some images: a long sweep leaves ten thousands, and each costs a millisecond to open.
     """
     gone = 0
     free = _free_blocks(folder)
-    parts: list[Path] = []
+    for number, parts in itertools.groupby(folder.parts(), key=lambda part: folder.place(part)[0]):
+        if shard in (None, number):
+            for run, table in _mergeable(parts):
+                _supersede(folder, run, table, free)
+                gone += len(run)
+    return gone
+
+
+def _mergeable(parts: Iterable[Path]) -> Iterator[tuple[list[Path], pa.Table]]:
+    """Runs of parts that fit into one, with their rows. Parts that are damaged or of another version stay as they are."""
+    run: list[Path] = []
     tables: list[pa.Table] = []
-
-    def supersede() -> int:
-        count = len(parts)
-        if count > 1:
-            _supersede(folder, parts, pa.concat_tables(tables), free)
-        parts.clear()
-        tables.clear()
-        return count if count > 1 else 0
-
-    for part in folder.parts():
-        table = _read(part) if shard in (None, folder.place(part)[0]) else None
+    for part in parts:
+        table = _read(part)
         if table is None:
             continue
         if tables and (sum(map(len, tables)) + len(table) > MERGED_ROWS or not table.schema.equals(tables[0].schema)):
-            gone += supersede()
-        parts.append(part)
+            if len(run) > 1:
+                yield run, pa.concat_tables(tables)
+            run, tables = [], []
+        run.append(part)
         tables.append(table)
-    return gone + supersede()
+    if len(run) > 1:
+        yield run, pa.concat_tables(tables)
 
 
 def set_aside(folder: SweepFolder, files: Sequence[Path]) -> list[Path]:

@@ -104,6 +104,23 @@ def test_an_export_is_made_once_and_never_over_something_else(sweep: SweepFolder
     assert export_parquet(sweep, tmp_path / "empty").images == 6
 
 
+def test_a_grown_sweep_replaces_its_own_export_unless_a_user_added_to_it(fill: Fill, tmp_path: Path) -> None:
+    folder = fill([[make_picture(0)]])
+    inside, outside = folder.path / "export", tmp_path / "elsewhere"
+    for out in (inside, outside):
+        assert export_parquet(folder, out).images == 1
+    fill([[make_picture(1)]])
+    assert export_parquet(folder, inside).images == 2
+    assert pq.read_table(inside / "train-00000-of-00001.parquet").num_rows == 2
+    assert not list(folder.path.glob(".tmp-*"))
+    with pytest.raises(FolderError, match="holds another export"):
+        export_parquet(folder, outside)
+    (inside / "notes.txt").touch()
+    fill([[make_picture(2)]])
+    with pytest.raises(FolderError, match="holds another export"):
+        export_parquet(folder, inside)
+
+
 def test_a_damaged_image_is_not_exported(sweep: SweepFolder, tmp_path: Path) -> None:
     image = next(sweep.images.iterdir())
     data = bytearray(image.read_bytes())

@@ -97,6 +97,14 @@ def test_merged_parts_hold_the_same_rows(sweep: SweepFolder) -> None:
     assert load_rows(sweep).sort_by("image_id").equals(before) and merge_parts(sweep) == 0
 
 
+def test_each_shard_keeps_its_own_parts(sweep: SweepFolder) -> None:
+    for seed in (6, 7):
+        publish_rows(sweep, (4, seed), [failed_row(make_cell(seed), "no", ORIGIN)])
+    publish_rows(sweep, (5, 0), [failed_row(make_cell(8), "no", ORIGIN)])
+    assert merge_parts(sweep) == 5
+    assert [sweep.place(part) for part in sweep.parts()] == [(0, 3), (4, 8), (5, 0)] and load_rows(sweep).num_rows == 9
+
+
 def test_a_part_of_an_earlier_version_lacks_a_column(sweep: SweepFolder) -> None:
     table = load_rows(sweep).drop_columns(["threads"])
     sweep.part(7, 0).write_bytes(part_bytes(table.set_column(0, "image_id", pa.array([f"{n:032x}" for n in range(6)]))))
