@@ -67,9 +67,9 @@ def committed(folder: SweepFolder) -> Committed:
     words: dict[str, str] = {status: status for status in STATUSES}  # one string object per status, not one per row
     statuses: dict[str, str] = {}
     lost: dict[str, str] = {}
-    columns = [iter_texts(index.keys[name]) for name in ("image_id", "status", "image")]
-    sizes = numpy_of(index.keys["image_bytes"]).tolist()
-    for image_id, status, image, size in zip(*columns, sizes, strict=True):
+    image_ids, states, images = (iter_texts(index.keys[name]) for name in ("image_id", "status", "image"))
+    sizes: list[int] = numpy_of(index.keys["image_bytes"]).tolist()
+    for image_id, status, image, size in zip(image_ids, states, images, sizes, strict=True):
         if image and _size(folder, image) != size:
             lost[image_id] = image
         else:

@@ -287,3 +287,25 @@ def test_disk_full_stops_clearly_and_the_rest_is_made_when_there_is_room(clean: 
             make(str(mount / "other"))
     finally:
         subprocess.run(["umount", str(mount)], check=False)
+
+
+def test_what_is_committed_survives_a_loss_of_power(clean: SweepFolder, tmp_path: Path) -> None:
+    """The disk as it is at the moment the work returns, without anything the system still holds in memory."""
+    disk, snapshot, mount = tmp_path / "disk.img", tmp_path / "snapshot.img", tmp_path / "mount"
+    mount.mkdir()
+    with disk.open("wb") as handle:
+        handle.truncate(16_000_000)
+    format_and_mount = f"mkfs.ext4 -q -F {disk} && mount -o loop {disk} {mount}"
+    probe = subprocess.run(["sh", "-c", format_and_mount], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"cannot mount a disk image here: {probe.stderr.strip()}")
+    try:
+        make(str(mount / "s"))
+        shutil.copyfile(disk, snapshot)
+    finally:
+        subprocess.run(["umount", str(mount)], check=False)
+    subprocess.run(["mount", "-o", "loop", str(snapshot), str(mount)], check=True)
+    try:
+        check_after_resume(SweepFolder(mount / "s"), clean)
+    finally:
+        subprocess.run(["umount", str(mount)], check=False)
