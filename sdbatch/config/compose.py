@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
@@ -81,6 +82,7 @@ class Composer:
     """Stock Hydra, kept warm: one search path, one configuration name."""
 
     def __init__(self, config_name: str = "config", config_dir: str | None = None, overrides: Sequence[str] = ()) -> None:
+        setbase("1.3")
         setup_globals()
         names = [Path(folder) / f"{config_name}.yaml" for folder in (config_dir, "conf") if folder]
         self.config_name = config_name
@@ -122,10 +124,18 @@ class Composer:
             with flag_override(config, ["struct", "readonly"], False):
                 config.pop("hydra")
             refuse_secrets(config)
-            plain = to_plain(config, literals or {})
+            plain = self._with_own_files(to_plain(config, literals or {}))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error, self, overrides)) from None
         return Composition(config, plain, cast(dict[str, Any], hydra))
+
+    def _with_own_files(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """A stack item without `file` is the file of its own name: a YAML beside a weight file need only add defaults."""
+        for stack in STACKS:
+            for name, item in cast(dict[str, dict[str, Any]], plain[stack]).items():
+                if item["file"] is None and name in self.catalog.options(stack):
+                    item["file"] = name
+        return plain
 
 
 def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:
