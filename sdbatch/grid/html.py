@@ -58,7 +58,9 @@ def _collect(entries: Sequence[Entry], axes: Axes, locate: Locate, page: Path) -
     width, height = largest_size(entries)
     return {
         "keys": [{"name": name, "values": [label(value) for value in known[name]]} for name in names],
-        "axes": [axis.key for axis in (*axes.used, *axes.held)],
+        "axes": [axis.key for axis in axes.used],
+        "held": [axis.key for axis in axes.held],
+        "followers": list(axes.followers),
         "choice": {place: axis.key for place, axis in (("x", axes.x), ("y", axes.y), ("z", axes.z)) if axis},
         "width": width,
         "ratio": height / width,

@@ -10,7 +10,10 @@ let cell = 160;
 let shown = [];
 
 const keyOf = (name) => keys.findIndex((key) => key.name === name);
-const differing = keys.filter((key) => key.values.length > 1).map((key) => key.name);
+const ANY = -1;
+const filters = [...data.axes, ...data.held, ...data.followers].filter((name) => keys[keyOf(name)].values.length > 1);
+const unplaced = () => filters.filter((name) => !Object.values(choice).includes(name));
+const heldAt = (name) => held[name] ?? (data.held.includes(name) ? 0 : ANY);
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -48,11 +51,10 @@ function drawChoices() {
     }));
   }
   let first = true;
-  for (const name of differing) {
-    if (Object.values(choice).includes(name) || !data.axes.includes(name)) continue;
+  for (const name of unplaced()) {
     const values = keys[keyOf(name)].values;
-    const options = values.map((text, index) => [String(index), text.length > 60 ? text.slice(0, 59) + "…" : text]);
-    form.append(selectOf(name, options, String(held[name] ?? 0), (value) => { held[name] = Number(value); }, first ? "divider" : ""));
+    const options = [[String(ANY), "any"], ...values.map((text, index) => [String(index), text.length > 60 ? text.slice(0, 59) + "…" : text])];
+    form.append(selectOf(name, options, String(heldAt(name)), (value) => { held[name] = Number(value); }, first ? "divider" : ""));
     first = false;
   }
   const size = make("input", { type: "range", min: "64", max: "512", step: "16", value: String(cell) });
@@ -73,7 +75,7 @@ const textOf = (name, index) => (name ? keys[keyOf(name)].values[index] : "");
 function place() {
   const index = new Map();
   const columns = ["x", "y", "z"].map((axis) => (choice[axis] ? keyOf(choice[axis]) : -1));
-  const fixed = differing.filter((name) => data.axes.includes(name) && !Object.values(choice).includes(name)).map((name) => [keyOf(name), held[name] ?? 0]);
+  const fixed = unplaced().map((name) => [keyOf(name), heldAt(name)]).filter(([, value]) => value !== ANY);
   for (const entry of data.cells) {
     if (fixed.some(([key, value]) => entry.values[key] !== value)) continue;
     const where = columns.map((key) => (key < 0 ? 0 : entry.values[key])).join();
@@ -91,10 +93,13 @@ function cellOf(entry, row) {
   else if (!entry.image) button.textContent = "image not here";
   else button.append(make("img", { src: entry.image, loading: "lazy", decoding: "async", alt: describe(entry) }));
   button.addEventListener("click", () => open(shown.indexOf(row), number));
-  return button;
+  const captions = data.followers.filter((name) => unplaced().includes(name)).slice(0, 3);
+  if (!captions.length) return button;
+  const lines = captions.map((name) => make("div", { textContent: name + " " + keys[keyOf(name)].values[entry.values[keyOf(name)]] }));
+  return make("div", {}, button, make("div", { className: "caption" }, ...lines));
 }
 
-const describe = (entry) => data.axes.map((name) => name + " " + keys[keyOf(name)].values[entry.values[keyOf(name)]]).join(", ");
+const describe = (entry) => [...data.axes, ...data.held].map((name) => name + " " + keys[keyOf(name)].values[entry.values[keyOf(name)]]).join(", ");
 
 function tableOf(index, section) {
   const columns = valuesOf(choice.x), rows = valuesOf(choice.y);
@@ -120,6 +125,17 @@ function tableOf(index, section) {
   return make("div", { className: "scroll" }, make("table", {}, head, body));
 }
 
+// A single axis is set in lines like text, each value above its image.
+function flowOf(index, section) {
+  const entries = [];
+  shown.push(entries);
+  const figures = valuesOf(choice.x).map((column) => {
+    const name = make("div", { className: "clamp", textContent: textOf(choice.x, column), title: textOf(choice.x, column) });
+    return make("div", { className: "figure" }, name, cellOf(index.get([column, 0, section].join()), entries));
+  });
+  return make("div", {}, make("p", { className: "flow-title", textContent: choice.x }), make("div", { className: "flow" }, ...figures));
+}
+
 function draw() {
   const main = document.getElementById("grid");
   main.replaceChildren();
@@ -136,7 +152,7 @@ function draw() {
   for (const section of valuesOf(choice.z)) {
     const part = make("section");
     if (choice.z) part.append(make("h2", {}, make("small", { textContent: choice.z }), textOf(choice.z, section)));
-    part.append(tableOf(index, section));
+    part.append(choice.x && !choice.y ? flowOf(index, section) : tableOf(index, section));
     main.append(part);
   }
 }
