@@ -158,9 +158,9 @@ def _is_vae_beside(entry: Entry) -> bool:
 def _kind_folders(root: Path, kind: Kind) -> list[Path]:
     found: list[Path] = []
     for base in (root, root / "models"):
+        folders = [entry for entry in _list_folder(base) if entry.is_dir()]
         # Other programs write `Lora` and `VAE`: compare in lower case.
-        folders = {entry.name.lower(): Path(entry.path) for entry in _list_folder(base) if entry.is_dir()}
-        found += [folders[name] for name in kind.folders if name in folders]
+        found += [Path(entry.path) for name in kind.folders for entry in folders if entry.name.lower() == name]
     return found
 
 

@@ -63,7 +63,7 @@ class Hasher:
     def _sha256_of_folder(self, folder: Path) -> str:
         total = hashlib.sha256()
         for relative in sorted(_iter_names(folder)):
-            total.update(f"{relative}\0{self.sha256(folder / relative)}\n".encode())
+            total.update(os.fsencode(f"{relative}\0{self.sha256(folder / relative)}\n"))
         return total.hexdigest()
 
     def _remembered(self, path: Path, algorithm: str, compute: Callable[[int], str]) -> str:

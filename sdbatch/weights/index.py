@@ -79,7 +79,7 @@ def _state_of_folder(folder: Path) -> FileState:
         folders.sort()
         for name in sorted(names):
             state = FileState.of(Path(root) / name)
-            total.update(f"{root}\0{name}\0{state.to_key()}\n".encode())
+            total.update(os.fsencode(f"{root}\0{name}\0{state.to_key()}\n"))
             size += state.size
             newest = max(newest, state.mtime_ns)
     digest = int.from_bytes(total.digest()[:6], "big")

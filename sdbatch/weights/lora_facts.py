@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 from sdbatch.weights.header import Header, TensorInfo
 from sdbatch.weights.key import Keys, first_match
@@ -139,7 +140,7 @@ def _to_algorithm(header: Header, keys: Keys, modules: Mapping[str, _Module]) ->
 
 def _read_alphas(header: Header, modules: Mapping[str, _Module]) -> dict[str, float]:
     names = [module.alpha_key for module in modules.values() if module.alpha_key][:MAX_ALPHAS]
-    return {name: values[0] for name, values in read_values(header, names).items() if len(values) == 1}
+    return {name: values[0] for name, values in read_values(header, names).items() if len(values) == 1 and isfinite(values[0])}
 
 
 def _to_rank(module: _Module) -> int | None:

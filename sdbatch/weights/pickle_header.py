@@ -94,7 +94,8 @@ def read_pickle(path: Path, descriptor: int, size: int, limits: Limits) -> Heade
     if start[:2] == b"PK":
         walker = _open_archive(descriptor, size, limits)
     else:
-        walker = Walker(_read_stream(descriptor, size, limits), limits.pickle_ops)
+        # Pickles come first, raw tensors follow: as much is read as pickles may have.
+        walker = Walker(os.pread(descriptor, min(size, limits.pickle_bytes), 0), limits.pickle_ops)
         if start == _LEGACY_START:
             _skip_legacy_preface(walker)
     value = walker.walk()
@@ -112,16 +113,6 @@ def _open_archive(descriptor: int, size: int, limits: Limits) -> Walker:
     if len(pickles) != 1:
         raise FlawError(f"is a zip archive with {len(pickles)} data.pkl, a torch checkpoint has one. If it is an archive, unpack it first.")
     return Walker(read_member(descriptor, pickles[0], limits.pickle_bytes), limits.pickle_ops)
-
-
-def _read_stream(descriptor: int, size: int, limits: Limits) -> bytes:
-    """The beginning of a file that is pickles and then raw tensors: as much as pickles may have."""
-    chunks: list[bytes] = []
-    position = 0
-    while position < min(size, limits.pickle_bytes) and (chunk := os.pread(descriptor, 2**20, position)):
-        chunks.append(chunk)
-        position += len(chunk)
-    return b"".join(chunks)
 
 
 def _skip_legacy_preface(walker: Walker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from sdbatch.errors import ConfigError, WeightFileError
 from sdbatch.weights.catalog import Catalog, embedded_root, to_option_name
+from sdbatch.weights.hashes import sha256_of
+from sdbatch.weights.index import Index
 
 
 def touch(root: Path, *names: str) -> None:
@@ -172,6 +175,11 @@ def test_an_unknown_group_is_a_config_error() -> None:
         Catalog([]).options("loras")
 
 
+def test_both_spellings_of_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "models/Lora/a.safetensors", "models/lora/b.safetensors", "models/loras/c.safetensors")
+    assert {"a", "b", "c"} <= set(Catalog([tmp_path]).options("lora"))
+
+
 def test_missing_roots_are_empty(tmp_path: Path) -> None:
     assert set(Catalog([tmp_path / "nope"]).options("lora")) == set(Catalog([]).options("lora"))
 
@@ -184,3 +192,14 @@ def test_thousands_of_files_are_read_by_name_only(tmp_path: Path) -> None:
     assert len(Catalog([tmp_path]).options("lora")) >= 3000
     seconds = time.process_time() - start
     assert seconds < 2, f"{seconds} s for 3,000 names"
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "loras").mkdir()
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "loras/caf") + b"\xe9.safetensors"))
+    path.write_bytes(b"<html>")
+    catalog = Catalog([tmp_path])
+    assert catalog.options("lora")["caf"] == path
+    listed = next(item for item in Index(tmp_path / "cache").list_catalog(catalog, ["lora"]) if item.name == "caf")
+    assert "caf?.safetensors: is an HTML page" in (listed.fault or "")
+    assert len(sha256_of(path)) == 64

@@ -324,6 +324,13 @@ def identify_tensors(path: Path) -> Any:
     return read_header(path).tensors
 
 
+def test_alphas_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    modules = UNET(768)[:1]
+    identity = identify(write_safetensors(tmp_path / "x.safetensors", d.kohya(modules), scalars=d.alphas(modules, float("nan"))))
+    assert identity.lora is not None
+    assert [block.alpha_max for block in identity.lora.blocks] == [None]
+
+
 def test_every_kind_has_a_group_of_the_catalogue() -> None:
     assert set(GROUP_OF_KIND.values()) == set(GROUPS)
 
