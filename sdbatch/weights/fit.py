@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdbatch.weights.families import BY_NAME, FamilyFacts
-from sdbatch.weights.identify import Identity
+from sdbatch.weights.identity import Identity
 
 _ARTICLED = {
     "lora": "a LoRA",

@@ -3,84 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 from sdbatch.weights import geometry, training
 from sdbatch.weights.families import ADAPTER_RULES, BY_TRANSFORMER_WIDTH, BY_UNET_WIDTH, FAMILIES, TRANSFORMER_RULES, UNET_RULES
 from sdbatch.weights.header import Header
+from sdbatch.weights.identity import Identity
 from sdbatch.weights.key import Keys, first_match
 from sdbatch.weights.lora_facts import LoraFacts, read_lora_facts
 from sdbatch.weights.prediction import find_prediction
 from sdbatch.weights.reader import read_header
 from sdbatch.weights.signature import IMAGE_ENCODER_RULES, KIND_RULES, PART_RULES, TEXT_ENCODER_RULES, VAE_RULES
 from sdbatch.weights.variant import find_variant
-
-GROUP_OF_KIND: dict[str, str] = {
-    "checkpoint": "checkpoint",
-    "denoiser": "checkpoint",
-    "vae": "vae",
-    "text_encoder": "text_encoder",
-    "lora": "lora",
-    "embedding": "embedding",
-    "hypernetwork": "hypernetwork",
-    "controlnet": "controlnet",
-    "t2i_adapter": "controlnet",
-    "ip_adapter": "ip_adapter",
-    "upscaler": "upscaler",
-}
-"""Kind -> config group that takes it. Image encoders and motion modules have none yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a weight file is. Everything stems from its header; nothing from its name or folder."""
-
-    path: Path
-    kind: str
-    """A key of GROUP_OF_KIND, `image_encoder`, `motion_module`, or `unknown`. `denoiser`: a UNet or transformer alone."""
-    format: str
-    """`safetensors`, `pickle` or `folder`."""
-    size: int
-    """In bytes."""
-    family: str | None = None
-    """`sd1`, `sd2`, `sdxl`, `flux`, `sd3`, `tiny`, ...; None when the header does not tell: then compare the widths."""
-    variant: str | None = None
-    """Within the kind and family: `base`, `inpainting`, `refiner`, `768-v`, `dev`, `schnell`, `clip_l`, `esrgan`, ..."""
-    parts: tuple[str, ...] = ()
-    """Of a checkpoint: `unet` or `transformer`, `vae`, `text_encoder`, `text_encoder_2`, `ema`, ..."""
-    pruning: str | None = None
-    """Of a checkpoint: `full` (EMA weights beside the normal ones), `pruned` (one set), `ema-only` (under EMA's names)."""
-    dtype: str = ""
-    """Of most parameters, as safetensors writes it: `F16`."""
-    parameters: int = 0
-    """All numbers stored, EMA weights too."""
-    cross_attention_width: int | None = None
-    """Width of the text states that the UNet reads, or that the adapter was made for."""
-    embedding_widths: tuple[int, ...] = ()
-    """Token widths: of the text encoders inside, of those an adapter changes, or of an embedding's vectors."""
-    embedding_vectors: int | None = None
-    """How many tokens an embedding takes in the prompt."""
-    latent_channels: int | None = None
-    image_embedding_width: int | None = None
-    """Of an IP-Adapter: what its image encoder must give."""
-    prediction_type: str | None = None
-    """`epsilon`, `v_prediction`, `flow`; None when the header does not tell."""
-    zero_snr: bool = False
-    """Trained for a schedule that ends in pure noise (zero terminal signal-to-noise ratio)."""
-    trigger_words: tuple[str, ...] = ()
-    lora: LoraFacts | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The short entries of the header's metadata, cleaned for showing."""
-    foreign: tuple[str, ...] = ()
-    """Classes named by a pickle that torch does not load by itself."""
-
-    @property
-    def group(self) -> str | None:
-        """The config group that takes this file: `lora` for `lora=NAME`; None when none does."""
-        return GROUP_OF_KIND.get(self.kind)
 
 
 def identify(path: Path) -> Identity:
@@ -102,9 +37,7 @@ def identify_header(header: Header) -> Identity:
     widths = lora.embedding_widths if lora else geometry.find_embedding_widths(header, kind)
     family = _to_lora_family(header, keys, lora) if lora else _to_family(header, keys, kind, width, widths)
     prediction = find_prediction(header, keys, kind, family)
-    dtypes: Counter[str] = Counter()
-    for info in header.tensors.values():
-        dtypes[info.dtype] += prod(info.shape)
+    numbers = _count_numbers(header)
     return Identity(
         path=header.path,
         kind=kind,
@@ -114,8 +47,8 @@ def identify_header(header: Header) -> Identity:
         variant=find_variant(header, keys, kind, family, prediction.type),
         parts=parts if kind in {"checkpoint", "denoiser"} else (),
         pruning=_to_pruning(parts) if kind in {"checkpoint", "denoiser"} else None,
-        dtype=dtypes.most_common(1)[0][0] if dtypes else "",
-        parameters=dtypes.total(),
+        dtype=max(numbers, key=numbers.__getitem__, default=""),
+        parameters=numbers.total(),
         cross_attention_width=width,
         embedding_widths=widths,
         embedding_vectors=geometry.count_vectors(header) if kind == "embedding" else None,
@@ -128,6 +61,14 @@ def identify_header(header: Header) -> Identity:
         metadata=training.to_summary(header.metadata),
         foreign=header.foreign,
     )
+
+
+def _count_numbers(header: Header) -> Counter[str]:
+    """How many numbers the file holds, by dtype."""
+    found: Counter[str] = Counter()
+    for info in header.tensors.values():
+        found[info.dtype] += prod(info.shape)
+    return found
 
 
 def _find_parts(keys: Keys) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from sdbatch.errors import WeightFileError
 from sdbatch.weights.cache import FileCache, FileState, cache_folder
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.header import shown
-from sdbatch.weights.identify import Identity, identify
+from sdbatch.weights.identify import identify
+from sdbatch.weights.identity import Identity
 from sdbatch.weights.kinds import KINDS
 from sdbatch.weights.record import RECORD_VERSION, from_record, to_record
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdbatch.weights.fit import describe
 from sdbatch.weights.hashes import Hasher
-from sdbatch.weights.identify import Identity
+from sdbatch.weights.identity import Identity
 from sdbatch.weights.index import Index
 from sdbatch.weights.record import to_record
 

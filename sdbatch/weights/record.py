@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from sdbatch.weights.identify import Identity
+from sdbatch.weights.identity import Identity
 from sdbatch.weights.lora_facts import BlockFacts, LoraFacts
 
 RECORD_VERSION = 1

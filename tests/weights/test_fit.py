@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sdbatch.weights.fit import describe, find_mismatch
-from sdbatch.weights.identify import Identity, identify
+from sdbatch.weights.identify import identify
+from sdbatch.weights.identity import Identity
 from tests.weights import dialects as d
 from tests.weights.writer import write_safetensors
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sdbatch.weights.identify import GROUP_OF_KIND, Identity, identify
+from sdbatch.weights.identify import identify
+from sdbatch.weights.identity import GROUP_OF_KIND, Identity
 from sdbatch.weights.kinds import GROUPS
 from tests.weights import dialects as d
 from tests.weights.writer import write_safetensors

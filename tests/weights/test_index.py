@@ -12,7 +12,8 @@ import pytest
 from sdbatch.errors import WeightFileError
 from sdbatch.weights import index as index_module
 from sdbatch.weights.catalog import Catalog
-from sdbatch.weights.identify import Identity, identify
+from sdbatch.weights.identify import identify
+from sdbatch.weights.identity import Identity
 from sdbatch.weights.index import Index
 from sdbatch.weights.record import from_record, to_record
 from tests.weights import dialects as d
