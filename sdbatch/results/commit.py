@@ -26,6 +26,7 @@ _SAME = ("image_id", "status", "image_sha256")
 """Two rows equal in these record the same outcome."""
 
 _SEAL = b"sdbatch crc32 "
+_LARGE_ROWS = 1000
 
 
 def commit_block(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes]) -> None:
@@ -61,7 +62,11 @@ def part_bytes(table: pa.Table) -> bytes:
     column), so a seal over the whole file lies before it, where the format allows bytes that belong to no page.
     """
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    # Most of a small part is its footer: compression, dictionaries and statistics then cost time and save nothing.
+    large = table.num_rows >= _LARGE_ROWS
+    pq.write_table(
+        table, sink, compression="zstd" if large else "none", use_dictionary=large, write_statistics=large, write_page_checksum=True
+    )
     data = sink.getvalue()
     footer = _footer_at(data)
     return data[:footer] + _SEAL + zlib.crc32(data).to_bytes(4, "little") + data[footer:]

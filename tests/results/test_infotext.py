@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sdbatch
 from sdbatch.errors import ConfigError
 from sdbatch.results.infotext import Infotext, check_text, infotext_of, parse, write
 from sdbatch.results.png import png_of
@@ -47,7 +48,7 @@ def test_the_text_is_the_golden_one() -> None:
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 9, Size: 24x16, "
         f"Model hash: {model[:10]}, Model: tiny, VAE hash: {vae[:10]}, VAE: sharp, Clip skip: 2, RNG: CPU, "
         f'ControlNet 0: "Module: canny, Model: edges [{edges[:8]}], Weight: 0.8, Guidance Start: 0, Guidance End: 0.5", '
-        f'Lora hashes: "ink: 0123456789ab, neon: {neon[:10]}", TI hashes: "badhands: {bad[:12]}", Version: sdbatch 0.1.0, '
+        f'Lora hashes: "ink: 0123456789ab, neon: {neon[:10]}", TI hashes: "badhands: {bad[:12]}", Version: sdbatch {sdbatch.__version__}, '
         f'Hashes: {{"model": "{model[:10]}", "vae": "{vae[:10]}", "lora:ink": "{ink[:10]}", "lora:neon": "{neon[:10]}", '
         f'"embed:badhands": "{bad[:10]}"}}'
     )
