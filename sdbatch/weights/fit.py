@@ -41,6 +41,10 @@ def find_mismatch(file: Identity, group: str, base: Identity) -> str | None:
     if file.group != group:
         where = f"use it as {file.group}=" if file.group else "no group takes it"
         return f"is {describe(file)}, not {_ARTICLED.get(group, group)}; {where}"
+    if file.foreign:
+        return (
+            f"is {describe(file)}, but its pickle also holds {', '.join(file.foreign)}, which is never loaded; use a .safetensors version"
+        )
     model = f"the model is {_title(base.family)}" if base.family else "the model"
     match group:
         case "vae":

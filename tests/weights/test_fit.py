@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,11 @@ def test_vaes_and_text_encoders(read: Read) -> None:
     assert find_mismatch(read(d.ldm_vae("")), "vae", read(d.sdxl())) is None
     assert find_mismatch(read(d.clip("")), "text_encoder", read(d.sd1())) is None
     assert "1024-wide" in (find_mismatch(read(d.openclip("", 1024)), "text_encoder", read(d.sd1())) or "")
+
+
+def test_a_pickle_that_torch_would_refuse_is_refused_in_the_plan(read: Read) -> None:
+    base = replace(read(d.sd1()), foreign=("numpy.dtype",))
+    assert find_mismatch(base, "checkpoint", base) == (
+        "is a checkpoint for SD 1.x (768-wide cross-attention), but its pickle also holds numpy.dtype, which is never loaded; "
+        "use a .safetensors version"
+    )

@@ -115,7 +115,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_thousand_files(tmp_path: Path) -> None:
-    """Loose bounds: measured on one busy core, 1.5 s cold and 0.3 s warm."""
+    """Loose bounds, for small files on a busy machine; a full kohya LoRA (792 tensors, 176 kB of header) costs 8 to 13 ms cold."""
     for number in range(1000):
         path = write_safetensors(tmp_path / f"loras/{number:04}.safetensors", LORA)
         settle(path)
