@@ -84,9 +84,10 @@ class Composer:
     def __init__(self, config_name: str = "config", config_dir: str | None = None, overrides: Sequence[str] = ()) -> None:
         setbase("1.3")
         setup_globals()
-        names = [Path(folder) / f"{config_name}.yaml" for folder in (config_dir, "conf") if folder]
+        folders = [Path(folder).expanduser() for folder in (config_dir, "conf") if folder]
+        names = [folder / f"{config_name}.yaml" for folder in folders]
         self.config_name = config_name
-        self.catalog: Catalog = register_options(models_roots(overrides, names))
+        self.catalog: Catalog = register_options(models_roots(overrides, names), folders)
         search_path = create_automatic_config_search_path(None, None, PACKAGED)
         if config_dir is not None:
             folder = Path(config_dir).expanduser().absolute()
@@ -204,4 +205,6 @@ def refuse_secrets(tree: DictConfig) -> None:
     rest = OmegaConf.masked_copy(tree, [str(key) for key in tree if key not in allowed])
     for text in interpolations(rest):
         if SECRET.search(text):
-            raise ConfigError(f"{text}: environment variables can be used only in {', '.join(allowed)}, so that no secret ends in an image.")
+            raise ConfigError(
+                f"{text}: environment variables can be used only in {', '.join(allowed)}, so that no secret ends in an image."
+            )

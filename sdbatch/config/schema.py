@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
+# ruff: noqa: RUF009 - `beside` makes a field, and each field is its own
+
 
 class Preprocessor(Enum):
     """What is done to a control image before the ControlNet sees it."""

@@ -49,16 +49,23 @@ def models_roots(overrides: Sequence[str], config_files: Sequence[Path]) -> list
     return [Path(name).expanduser() for name in names]
 
 
-def register_options(roots: Sequence[Path]) -> Catalog:
-    """Make the schema, every sampler and every weight file an option. YAML files of the same name win over these."""
+def register_options(roots: Sequence[Path], folders: Sequence[Path]) -> Catalog:
+    """Make the schema, every sampler and every weight file an option.
+
+    A YAML of the same name in one of the configuration `folders` is the option then: Hydra would take ours for its schema.
+    """
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, provider=PROVIDER)
-    for name in SAMPLERS:
+    for name in sorted(set(SAMPLERS) - _yaml_options(folders, "sampler")):
         store.store(group="sampler", name=name, node={"name": name}, provider=PROVIDER)
     catalog = Catalog([*roots, embedded_root()])
     for group in FILE_GROUPS:
-        for name in catalog.options(group):
+        for name in sorted(set(catalog.options(group)) - _yaml_options(folders, group)):
             package = f"{group}.{name}" if group in STACKS else group
             store.store(group=group, name=name, node={"file": name}, package=package, provider=PROVIDER)
     Plugins.instance().register(WorkspaceConf)
     return catalog
+
+
+def _yaml_options(folders: Sequence[Path], group: str) -> set[str]:
+    return {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}

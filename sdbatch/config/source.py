@@ -85,7 +85,7 @@ def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"prompt": value}
     if not isinstance(value, dict):
-        raise ConfigError(f"matrix.prompts.file={path}: line {number} must be an object such as {{\"prompt\": \"a red fox\"}}.")
+        raise ConfigError(f'matrix.prompts.file={path}: line {number} must be an object such as {{"prompt": "a red fox"}}.')
     return _without_null(cast(dict[str, Any], value))
 
 

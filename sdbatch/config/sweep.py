@@ -14,7 +14,6 @@ from sdbatch.config.source import prompt_axis
 from sdbatch.errors import ConfigError
 from sdbatch.plan.axis import Axis, Draws, Interval, Space
 
-
 OPEN_KEYS = ("matrix.product", "matrix.zip", "sampler.options")
 """Dictionaries that take any key."""
 

@@ -54,7 +54,9 @@ def iter_parts(recipe: Recipe) -> Iterator[tuple[str, str, WeightFile]]:
 
 def _fitting(group: str, base: Identity, catalog: Catalog, index: Index) -> str:
     """The files of the models folders that would fit."""
-    names = [item.name for item in index.list_catalog(catalog, [group]) if item.identity and find_mismatch(item.identity, group, base) is None]
+    names = [
+        item.name for item in index.list_catalog(catalog, [group]) if item.identity and find_mismatch(item.identity, group, base) is None
+    ]
     if not names:
         return f"No {group} in the models folders fits."
     more = f", ... ({len(names)})" if len(names) > SHOWN_FITTING else ""

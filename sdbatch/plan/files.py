@@ -77,8 +77,12 @@ def find_config(asked: str) -> Path:
     for folder in folders:
         if (folder / CONFIG_MARK).is_file():
             return folder
-    shipped = sorted({child.name for root in config_roots() if root.is_dir() for child in root.iterdir() if (child / CONFIG_MARK).is_file()})
-    raise WeightFileError(f"family.config={asked}: no folder with a {CONFIG_MARK}. Shipped: {', '.join(shipped) or 'none'}; or give a path.")
+    shipped = sorted(
+        {child.name for root in config_roots() if root.is_dir() for child in root.iterdir() if (child / CONFIG_MARK).is_file()}
+    )
+    raise WeightFileError(
+        f"family.config={asked}: no folder with a {CONFIG_MARK}. Shipped: {', '.join(shipped) or 'none'}; or give a path."
+    )
 
 
 def config_sha256(folder: Path) -> str:
@@ -88,5 +92,3 @@ def config_sha256(folder: Path) -> str:
         if path.is_file() and path.suffix in {".json", ".txt"}:
             total.update(f"{path.relative_to(folder).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
-
-

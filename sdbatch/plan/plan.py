@@ -134,7 +134,9 @@ def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
         return [seen.setdefault(part, len(seen)) for part in parts]
 
     levels = [
-        ranks([(recipe.engine, recipe.family, recipe.config, recipe.checkpoint, recipe.prediction_type, recipe.dtype) for recipe in recipes]),
+        ranks(
+            [(recipe.engine, recipe.family, recipe.config, recipe.checkpoint, recipe.prediction_type, recipe.dtype) for recipe in recipes]
+        ),
         ranks([recipe.controlnets for recipe in recipes]),
         ranks([recipe.vae for recipe in recipes]),
         ranks([recipe.loras for recipe in recipes]),

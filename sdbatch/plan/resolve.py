@@ -11,14 +11,14 @@ import numpy.typing as npt
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import SdbatchError
 from sdbatch.plan.axis import Codes
-from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
+from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
 from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
 from sdbatch.plan.rule import RULES, pair_faults
-from sdbatch.plan.tree import Tree, expand, get, has, overlay
+from sdbatch.plan.tree import expand, get, has, overlay
 
 BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
@@ -167,7 +167,8 @@ def _order(draft: Draft, ids: npt.NDArray[np.bytes_], recipe: Codes, recipes: li
 def _batch_codes(draft: Draft) -> Codes:
     keys = [key for key in draft.columns if key in BATCH_LEAVES]
     constants: dict[str, int] = {}
-    group = [constants.setdefault(repr([get(plain, key) for key in BATCH_LEAVES if key not in keys]), len(constants)) for plain in draft.groups]
+    group = [
+        constants.setdefault(repr([get(plain, key) for key in BATCH_LEAVES if key not in keys]), len(constants)) for plain in draft.groups
+    ]
     table = np.stack([np.array(group, dtype=np.int64)[draft.group], *(draft.columns[key].codes for key in keys)], axis=1)
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
-

@@ -74,7 +74,9 @@ RULES: dict[str, Rule] = {
     "controlnet.*.weight": STRENGTH,
     "controlnet.*.start": SHARE,
     "controlnet.*.end": SHARE,
-    "controlnet.*.image": Rule(lambda value: bool(value), lambda value: "is not set; give the control image, or the picture to preprocess."),
+    "controlnet.*.image": Rule(
+        lambda value: bool(value), lambda value: "is not set; give the control image, or the picture to preprocess."
+    ),
     "family.name": one_of(lambda: list(FAMILIES), "family"),
     "family.config": Rule(lambda value: bool(value), lambda value: "is not set; give the folder of the model's weightless configs."),
     "sampler.name": one_of(lambda: list(SAMPLERS), "sampler"),
@@ -83,7 +85,9 @@ RULES: dict[str, Rule] = {
         lambda value: value == "auto" or (type(value) is int and 1 <= value <= 4096),
         lambda value: f"{value!r} is no batch size; give a whole number from 1, or auto.",
     ),
-    "memory.threads": Rule(lambda value: value is None or (type(value) is int and value >= 1), lambda value: f"{value} threads cannot run."),
+    "memory.threads": Rule(
+        lambda value: value is None or (type(value) is int and value >= 1), lambda value: f"{value} threads cannot run."
+    ),
 }
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -67,8 +70,6 @@ def write_plan(plan: Plan, path: Path) -> None:
         for start in range(0, len(plan), ROW_GROUP_CELLS):
             writer.write_table(to_table(plan, start, min(start + ROW_GROUP_CELLS, len(plan))).cast(schema))
     with temporary.open("rb") as file:
-        import os
-
         os.fsync(file.fileno())
     temporary.replace(path)
 
@@ -98,7 +99,9 @@ class PlanFile:
         except FileNotFoundError:
             raise FolderError(f"{path}: there is no plan here. Give the folder of a sweep.") from None
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-            raise FolderError(f"{path}: not a readable plan ({str(error).splitlines()[0]}). Run the sweep again to write it anew.") from None
+            raise FolderError(
+                f"{path}: not a readable plan ({str(error).splitlines()[0]}). Run the sweep again to write it anew."
+            ) from None
         if head["version"] != VERSION:
             raise FolderError(f"{path}: plan version {head['version']}, this sdbatch reads {VERSION}. Run the sweep again.")
         self.path = path
@@ -151,14 +154,21 @@ class PlanFile:
 
 
 def _recipe(item: dict[str, Any]) -> Recipe:
-    def file(value: dict[str, Any] | None) -> WeightFile | None:
-        return None if value is None else WeightFile(**value)
+    plain = {key: item[key] for key in ("family", "config", "prediction_type", "dtype", "engine")}
+    return Recipe(
+        checkpoint=WeightFile(**item["checkpoint"]),
+        vae=_file(item["vae"]),
+        text_encoder=_file(item["text_encoder"]),
+        loras=_stack(item["loras"]),
+        embeddings=_stack(item["embeddings"]),
+        controlnets=_stack(item["controlnets"]),
+        **plain,
+    )
 
-    def stack(values: Sequence[dict[str, Any]]) -> tuple[WeightFile, ...]:
-        return tuple(WeightFile(**value) for value in values)
 
-    checkpoint = file(item["checkpoint"])
-    assert checkpoint is not None, "a recipe always has a checkpoint"
-    parts = {key: stack(item[key]) for key in ("loras", "embeddings", "controlnets")}
-    single = {key: file(item[key]) for key in ("vae", "text_encoder")}
-    return Recipe(**{**item, **parts, **single, "checkpoint": checkpoint})
+def _file(value: dict[str, Any] | None) -> WeightFile | None:
+    return None if value is None else WeightFile(**value)
+
+
+def _stack(values: Sequence[dict[str, Any]]) -> tuple[WeightFile, ...]:
+    return tuple(WeightFile(**value) for value in values)

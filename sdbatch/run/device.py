@@ -15,7 +15,7 @@ from sdbatch.run.worker import Place
 def find_places(device: str, threads: int | None) -> list[Place]:
     """One worker per device of `memory.device`. Raises ConfigError for a device that is not there."""
     names = _names(device)
-    share = threads or max(1, (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count() or 1) // len(names))
+    share = threads or max(1, (os.cpu_count() or 1) // len(names))
     return [Place(index, len(names), name, share) for index, name in enumerate(names)]
 
 
@@ -51,7 +51,9 @@ def cuda_devices() -> list[str]:
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
     if shutil.which("nvidia-smi"):
-        found = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=False)
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=False
+        )
         return found.stdout.split() if found.returncode == 0 else []
     return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 

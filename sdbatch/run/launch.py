@@ -104,7 +104,9 @@ def _supervise(folder: SweepFolder, settings: Settings, state: Committed) -> Out
     if tally.total:
         places = find_places(settings.device, settings.threads)[: max(1, plan.shards)]
         claim.clear(folder.claims)
-        sys.stderr.write(f"{settings.name}: {_ask(plan.cells, before)}, {len(plan.recipes)} recipes, on {', '.join(p.device for p in places)}\n")
+        sys.stderr.write(
+            f"{settings.name}: {_ask(plan.cells, before)}, {len(plan.recipes)} recipes, on {', '.join(p.device for p in places)}\n"
+        )
         tally = Supervisor(folder, places, tally.total, build_watcher(settings.name)).run()
         claim.remove(folder.claims)
         state = committed(folder)

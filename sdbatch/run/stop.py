@@ -49,5 +49,3 @@ class Stop:
         self._last = now_s if done < total else 0.0
         if self.signal_number and (total - done) * self.step_s > GRACE_S:
             raise Stopped
-
-

@@ -130,7 +130,15 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         place = child.place
         device = "cuda" if place.device.startswith("cuda:") else place.device
-        command = [sys.executable, "-m", "sdbatch", "worker", str(self.folder.path.absolute()), f"index={place.index}", f"workers={place.workers}"]
+        command = [
+            sys.executable,
+            "-m",
+            "sdbatch",
+            "worker",
+            str(self.folder.path.absolute()),
+            f"index={place.index}",
+            f"workers={place.workers}",
+        ]
         # Its own session: a Ctrl-C in the terminal reaches the supervisor alone, which then asks.
         child.process = subprocess.Popen(
             [*command, f"device={device}", f"threads={place.threads or 1}"],
@@ -236,7 +244,9 @@ class Supervisor:
             silent_s = now_s - child.heard_s
             limit_s = LOADING_HANG_S if child.loading else max(HANG_S, 20 * child.step_s)
             if child.process is not None and silent_s > limit_s:
-                self._note(f"{child.place.name} ({child.place.device}) has said nothing for {silent_s:.0f} s while {child.doing}: killing it.")
+                self._note(
+                    f"{child.place.name} ({child.place.device}) has said nothing for {silent_s:.0f} s while {child.doing}: killing it."
+                )
                 child.heard_s = now_s
                 child.process.kill()
 

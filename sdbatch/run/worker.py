@@ -16,8 +16,8 @@ from sdbatch.cell import Cell
 from sdbatch.errors import CellError, FolderError, SdbatchError
 from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch, batch_key, build_engine
 from sdbatch.plan.store import PlanFile
-from sdbatch.results.folder import SweepFolder
 from sdbatch.results.commit import read_part
+from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import damage_of
 from sdbatch.results.row import Origin, Row
 from sdbatch.results.schema import OK

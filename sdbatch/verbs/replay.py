@@ -28,7 +28,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"to={to}: this is the image itself. Choose another name.")
     to.write_bytes(data)
     same = hashlib.sha256(data).digest() == hashlib.sha256(image.read_bytes()).digest()
-    sys.stdout.write(f"{to}: {'the same bytes' if same else 'not the same bytes; devices, versions and batch sizes change the last digits'}\n")
+    sys.stdout.write(
+        f"{to}: {'the same bytes' if same else 'not the same bytes; devices, versions and batch sizes change the last digits'}\n"
+    )
     return 0 if same else 1
 
 
@@ -50,7 +52,9 @@ def read_recorded(image: Path, models: Sequence[str]) -> Cell:
     cell = cell_of(config, recipe_of(config, book), book, facts["image_id"])
     if found != facts["image_id"]:
         changed = changed_files(facts["recipe"], cell)
-        raise WeightFileError(f"{image}: cannot be made again, because these files are not the same as then: {', '.join(changed) or 'its configs'}.")
+        raise WeightFileError(
+            f"{image}: cannot be made again, because these files are not the same as then: {', '.join(changed) or 'its configs'}."
+        )
     return cell
 
 

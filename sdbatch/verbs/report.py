@@ -32,10 +32,14 @@ def finish(outcome: Outcome, tracking_uri: str | None) -> int:
 def _made(outcome: Outcome) -> list[str]:
     tally = outcome.tally
     if not tally.total:
-        return [f"{outcome.settings.name}: all {outcome.cells} images are made already; nothing to do.", f"  images   {outcome.folder.images}/"]
+        return [
+            f"{outcome.settings.name}: all {outcome.cells} images are made already; nothing to do.",
+            f"  images   {outcome.folder.images}/",
+        ]
     took_s = time.monotonic() - tally.started_s
     failed = f", {tally.failed} failed" if tally.failed else ""
-    head = f"{outcome.settings.name}: {tally.made} images made in {duration(took_s)} ({tally.rate:.2f}/s){failed}; {outcome.done} of {outcome.cells} are there."
+    made = f"{tally.made} images made in {duration(took_s)} ({tally.rate:.2f}/s){failed}"
+    head = f"{outcome.settings.name}: {made}; {outcome.done} of {outcome.cells} are there."
     return [head, f"  images   {outcome.folder.images}/"]
 
 
@@ -69,7 +73,8 @@ def _track(outcome: Outcome, uri: str | None) -> Callable[[], list[str]]:
     if outcome.settings.tracking == "none" or not (outcome.done or outcome.tally.failed):
         return list
     if not outcome.tally.total and (outcome.folder.path / CURSOR).is_file():
-        return lambda: [f"  mlflow   sent before{f', to {redact(uri)}' if uri else ''}; `sdbatch track {outcome.folder.path}` sends what is missing"]
+        place = f", to {redact(uri)}" if uri else ""
+        return lambda: [f"  mlflow   sent before{place}; `sdbatch track {outcome.folder.path}` sends what is missing"]
     process = start_tracking(outcome, uri)
 
     def wait() -> list[str]:

@@ -56,7 +56,7 @@ def _help(composer: Composer) -> str:
     keys = [f"{key}={value}" for key, value in plain.items() if not isinstance(value, dict)]
     lines += ["", "Keys: " + ", ".join(keys), "      and every key of a group, such as lora.style_a.weight=0.5 or memory.device=cuda:0"]
     lines += ["", "`sdbatch --cfg job` prints the composed configuration. `-cd FOLDER -cn JOB` runs a job file."]
-    lines += ["Complete options in bash: eval \"$(sdbatch -sc install=bash)\"", ""]
+    lines += ['Complete options in bash: eval "$(sdbatch -sc install=bash)"', ""]
     return "\n".join(lines)
 
 
@@ -93,4 +93,3 @@ def _packaged_text(module: str, group: str, option: str) -> str | None:
         return None
     path = files(module).joinpath(*group.split("/"), f"{option}.yaml")
     return path.read_text(encoding="utf-8") if path.is_file() else None
-

@@ -55,5 +55,5 @@ def test_error_messages_are_as_reviewed(workspace: Path) -> None:
 
 @pytest.mark.usefixtures("workspace")
 def test_a_sweep_without_m_says_so() -> None:
-    with pytest.raises(SdbatchError, match="this sweeps seed. Add -m"):
+    with pytest.raises(SdbatchError, match=r"this sweeps seed\. Add -m"):
         plan_of("seed=1,2", sweep=False)

@@ -28,7 +28,7 @@ def test_all_misfits_come_in_one_report_with_what_fits(workspace: Path) -> None:
 
 def test_a_file_of_another_kind_is_named_for_what_it_is(workspace: Path) -> None:
     write_safetensors(workspace / "models/loras/red.safetensors", {"emb_params": (2, 32)})
-    with pytest.raises(PlanError, match="lora.red: red is an embedding .* use it as embedding="):
+    with pytest.raises(PlanError, match=r"lora\.red: red is an embedding .* use it as embedding="):
         plan_of("lora=[red]")
 
 

@@ -29,11 +29,15 @@ VALUES = {
     "checkpoint": ["base", "other"],
     "memory.dtype": ["float32", "auto"],
 }
-sweeps = st.fixed_dictionaries({}, optional={key: st.lists(st.sampled_from(options), min_size=1, max_size=3, unique=True) for key, options in VALUES.items()})
+sweeps = st.fixed_dictionaries(
+    {}, optional={key: st.lists(st.sampled_from(options), min_size=1, max_size=3, unique=True) for key, options in VALUES.items()}
+)
 
 
 @pytest.mark.usefixtures("workspace")
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(sweep=sweeps.filter(lambda found: len(found) <= 4))
 def test_every_cell_is_what_hydra_composes(sweep: dict[str, list[str]]) -> None:
     plan = plan_of(*[f"{key}={','.join(options)}" for key, options in sweep.items()])

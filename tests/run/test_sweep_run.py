@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -31,7 +30,9 @@ def rows(folder: Path) -> list[dict[str, object]]:
     """Rows without what differs from run to run."""
     volatile = {"made_at", "host", "worker", "denoise_s", "encode_s", "decode_s", "attempts"}
     found = load_rows(SweepFolder(folder)).to_pylist()
-    return sorted(({key: value for key, value in row.items() if key not in volatile} for row in found), key=lambda row: str(row["image_id"]))
+    return sorted(
+        ({key: value for key, value in row.items() if key not in volatile} for row in found), key=lambda row: str(row["image_id"])
+    )
 
 
 def test_a_sweep_is_made_once_and_extended_by_what_is_missing(workspace: Path, sdbatch: Sdbatch) -> None:
@@ -69,7 +70,9 @@ def test_a_deleted_image_is_made_again_and_nothing_else(workspace: Path, sdbatch
 def test_a_stopped_run_resumes_to_what_an_undisturbed_one_makes(workspace: Path, sdbatch: Sdbatch, how: signal.Signals) -> None:
     sweep = [*REHEARSAL, "seed=range(0,24)", "batch_size=4", "prompt=drill:slow", "steps=6", "-m"]
     assert sdbatch(*sweep, "out=whole").returncode == 0
-    driver = subprocess.Popen([sys.executable, "-m", "sdbatch", *sweep], cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "sdbatch", *sweep], cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline_s = time.monotonic() + 60
     while len(list((workspace / "sweep/rows").glob("part-*"))) < 2 and time.monotonic() < deadline_s:
         time.sleep(0.02)
@@ -93,7 +96,8 @@ def wait_until_no_worker(folder: Path) -> None:
     """A worker whose driver is gone ends by itself; wait for that."""
     deadline_s = time.monotonic() + 40
     while time.monotonic() < deadline_s:
-        if not any(str(folder) in _command(pid) and "worker" in _command(pid) for pid in os.listdir("/proc") if pid.isdigit()):
+        pids = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+        if not any(str(folder) in _command(pid) and "worker" in _command(pid) for pid in pids):
             return
         time.sleep(0.2)
     raise AssertionError("a worker outlived its driver")
