@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sdbatch.errors import ConfigError, did_you_mean
-from sdbatch.grid.entry import Entry, Value, label
+from sdbatch.grid.candidate import TEXT_KEYS, choose_keys, hold, rank_keys
+from sdbatch.grid.entry import IMAGE, SWEEP, Entry, Value, label
 
-MOST_SECTIONS = 8
-"""A third axis is chosen by itself only up to so many values; above, its first value is shown and the footer says so."""
-
-MOST_CANDIDATES = 6
-"""So many of the best-ranked parameters are tried as axes."""
-
-TEXT_KEYS = frozenset({"prompt", "negative_prompt"})
 UNUSED = frozenset({"", "none"})
 """What to type for an axis that must stay empty: `y=none`."""
 
@@ -37,7 +29,7 @@ class Axes:
     y: Axis | None = None
     z: Axis | None = None
     held: tuple[Axis, ...] = ()
-    """Parameters that differ among the images but have no place in the grid: their first value is shown."""
+    """Parameters that differ among the images but have no place in the grid: the first value here is the one shown."""
     followers: tuple[str, ...] = ()
     """Parameters that differ, but only together with those in the grid: they are written below each image."""
     constants: Mapping[str, Value] = field(default_factory=dict[str, Value])
@@ -64,15 +56,22 @@ def choose_axes(entries: Sequence[Entry], x: str | None = None, y: str | None = 
     free = [place for place, key in (("x", x), ("y", y), ("z", z)) if key is None]
     added = choose_keys(entries, differing, list(asked.values()), free)
     placed = asked | _place(added, free, differing)
-    shown = {place: Axis(key, known[key]) for place, key in placed.items()}
-    rest = [key for key in rank_keys(differing) if key not in placed.values()]
-    settled = find_settled(entries, list(placed.values()), rest)
+    held, shown = hold(entries, differing, list(placed.values()))
+    followers = tuple(key for key in rank_keys(differing) if key not in held and key not in placed.values())
+
+    def axis(place: str) -> Axis | None:
+        """Only with values that some image shown has: the rest would be a row of holes."""
+        if place not in placed:
+            return None
+        present = {entry.values.get(placed[place]) for entry in shown}
+        return Axis(placed[place], tuple(value for value in known[placed[place]] if value in present))
+
     return Axes(
-        shown.get("x"),
-        shown.get("y"),
-        shown.get("z"),
-        held=tuple(Axis(key, differing[key]) for key in rest if key not in settled),
-        followers=tuple(key for key in rest if key in settled),
+        axis("x"),
+        axis("y"),
+        axis("z"),
+        held=tuple(Axis(key, (value, *(other for other in differing[key] if other != value))) for key, value in held.items()),
+        followers=followers,
         constants={key: values[0] for key, values in known.items() if len(values) == 1 and key not in placed.values()},
     )
 
@@ -96,9 +95,9 @@ def find_differing(entries: Sequence[Entry], known: Mapping[str, tuple[Value, ..
     What a sweep declares comes first because much else follows from it: with `checkpoint` the family changes as well,
     and nobody wants that as an axis of its own.
     """
-    declared = list(dict.fromkeys(key for entry in entries for key in entry.axes))
+    declared = [*dict.fromkeys(key for entry in entries for key in entry.axes), SWEEP]
     chosen = {key: known[key] for key in declared if len(known.get(key, ())) > 1}
-    return chosen or _drop_followers(entries, {key: values for key, values in known.items() if len(values) > 1})
+    return chosen or _drop_followers(entries, {key: values for key, values in known.items() if len(values) > 1 and key != IMAGE})
 
 
 def _drop_followers(entries: Sequence[Entry], differing: Mapping[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
@@ -110,52 +109,6 @@ def _drop_followers(entries: Sequence[Entry], differing: Mapping[str, tuple[Valu
     return {key: differing[key] for key in kept.values()}
 
 
-def choose_keys(entries: Sequence[Entry], differing: Mapping[str, Sequence[Value]], asked: Sequence[str], free: Sequence[str]) -> list[str]:
-    """The keys to add on the free axes: as many as make a grid that is not mostly holes, best-ranked first.
-
-    Random draws and zipped lists have no such grid; they are shown image by image along the key with most values.
-    """
-    ranked = [key for key in rank_keys(differing) if key not in asked][:MOST_CANDIDATES]
-    for count in range(min(len(free), len(ranked)), 0, -1):
-        for added in itertools.combinations(ranked, count):
-            makes_sections = "z" in free and len(asked) + count >= 3
-            if makes_sections and len(differing[added[-1]]) > MOST_SECTIONS:
-                continue
-            if is_readable(entries, differing, [*asked, *added]):
-                return list(added)
-    return [max(ranked, key=lambda key: len(differing[key]))] if ranked and free and not asked else []
-
-
-def is_readable(entries: Sequence[Entry], differing: Mapping[str, Sequence[Value]], keys: Sequence[str]) -> bool:
-    """Whether most of the cells that these axes span have an image, and no axis just repeats another."""
-    rest = [key for key in differing if key not in keys]
-    settled = find_settled(entries, keys, rest)
-    held = {key: differing[key][0] for key in rest if key not in settled}
-    shown = [entry for entry in entries if all(entry.values.get(key) == value for key, value in held.items())]
-    sizes = [len({entry.values.get(key) for entry in entries}) for key in keys]
-    for one, other in itertools.combinations(range(len(keys)), 2):
-        pairs = {(entry.values.get(keys[one]), entry.values.get(keys[other])) for entry in entries}
-        if min(sizes[one], sizes[other]) > 1 and len(pairs) <= max(sizes[one], sizes[other]):
-            return False
-    return 2 * len({_place_of(entry, keys) for entry in shown}) > math.prod(sizes)
-
-
-def find_settled(entries: Iterable[Entry], keys: Sequence[str], rest: Sequence[str]) -> set[str]:
-    """Which of the other parameters have one value at every place of the grid."""
-    open_keys = set(rest)
-    seen: dict[tuple[Value, ...], Entry] = {}
-    for entry in entries:
-        first = seen.setdefault(_place_of(entry, keys), entry)
-        open_keys -= {key for key in open_keys if entry.values.get(key) != first.values.get(key)}
-    return open_keys
-
-
-def rank_keys(differing: Mapping[str, Sequence[Value]]) -> list[str]:
-    """Most telling first: parameters, then prompts, then seeds; among equals the one with more values."""
-    order = {key: place for place, key in enumerate(differing)}
-    return sorted(differing, key=lambda key: (_kind(key), -len(differing[key]), order[key]))
-
-
 def sort_values(values: Iterable[Value]) -> tuple[Value, ...]:
     """Numbers by size, anything else in the order of the plan; `None` comes first."""
     items = list(values)
@@ -163,16 +116,6 @@ def sort_values(values: Iterable[Value]) -> tuple[Value, ...]:
     numeric = [value for value in present if isinstance(value, int | float) and not isinstance(value, bool)]
     ordered: list[Value] = [*sorted(numeric)] if len(numeric) == len(present) else [*present]
     return tuple([None, *ordered] if len(present) < len(items) else ordered)
-
-
-def _kind(key: str) -> int:
-    if key in TEXT_KEYS:
-        return 1
-    return 2 if key == "seed" else 0
-
-
-def _place_of(entry: Entry, keys: Sequence[str]) -> tuple[Value, ...]:
-    return tuple(entry.values.get(key) for key in keys)
 
 
 def _place(added: Sequence[str], free: Sequence[str], differing: Mapping[str, Sequence[Value]]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 # pyright: reportUnknownParameterType=false
 # pyarrow ships no types.
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -33,8 +34,14 @@ PARAMETERS = (
 )
 """Columns of a row that are parameters of the image, in the order in which footers and pages show them."""
 
-NEEDED_COLUMNS = ("image_id", "axes", "loras", "status", "error", "image", *PARAMETERS)
+SWEEP, IMAGE = "sweep", "image"
+"""Two more parameters: the sweep's name, and the beginning of the image's id for when nothing else tells images apart."""
+
+NEEDED_COLUMNS = ("image_id", "sweep", "axes", "loras", "status", "error", "image", *PARAMETERS)
 """What to read of the rows; the others are not looked at."""
+
+
+_STACK = re.compile(r"\[[\w\s./,-]*\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +68,23 @@ def read_entries(table: pa.Table) -> list[Entry]:
 
 
 def _to_entry(row: Mapping[str, Any]) -> Entry:
-    declared = {key: to_value(value) for key, value in axes_of(row).items()}
+    declared = {key: to_value(_unfold(value)) for key, value in axes_of(row).items()}
     values: dict[str, Value] = {name: to_value(row[name]) for name in PARAMETERS if row.get(name) is not None}
+    values["lora"] = to_value([lora["name"] for lora in row.get("loras") or ()])
     for lora in row.get("loras") or ():
         values[f"lora.{lora['name']}.weight"] = to_value(lora["weight"])
         values[f"lora.{lora['name']}.text_encoder_weight"] = to_value(lora["text_encoder_weight"])
-    values.update(declared)
+    values |= {SWEEP: str(row.get("sweep") or ""), IMAGE: str(row["image_id"])[:8], **declared}
     failed = row["status"] != OK
     reason = str(row.get("error") or row["status"]) if failed else ""
     return Entry(str(row["image_id"]), values, tuple(declared), failed, reason, str(row.get("image") or ""))
+
+
+def _unfold(typed: Any) -> Any:
+    """A stack as it was typed, `[style_a,style_b]`, as the list it is."""
+    if not isinstance(typed, str) or not _STACK.fullmatch(typed):
+        return typed
+    return [name for part in typed[1:-1].split(",") if (name := part.strip())]
 
 
 def to_value(raw: Any) -> Value:
@@ -88,10 +103,10 @@ def to_value(raw: Any) -> Value:
 
 
 def label(value: Value) -> str:
-    """A value as people read it: `0.5`, `7`, `none`."""
+    """A value as people read it: `0.5`, `7`, `yes`; `-` for an image that has no such parameter."""
     match value:
         case None:
-            return "none"
+            return "-"
         case bool():
             return "yes" if value else "no"
         case float():

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdbatch.grid.axes import TEXT_KEYS, Axes, Axis
-from sdbatch.grid.entry import PARAMETERS, Value, label
+from sdbatch.grid.axes import Axes, Axis
+from sdbatch.grid.candidate import TEXT_KEYS
+from sdbatch.grid.entry import IMAGE, PARAMETERS, SWEEP, Value, label
 from sdbatch.grid.font import line_height, text_width, wrap
 from sdbatch.grid.layout import Measures
 from sdbatch.grid.paper import INK, MUTED, Paper
 
 TEXT_LINES = 3
 """A prompt in the footer takes at most so many lines."""
+
+
+HIDDEN = frozenset({"family", SWEEP, IMAGE})
+"""What the checkpoint's name, the title and the image itself say already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ def _shared(constants: Mapping[str, Value]) -> dict[str, Value]:
     """The constants worth reading, best known first."""
     shown = {key: constants[key] for key in PARAMETERS if constants.get(key) not in (None, "")}
     shown |= {key: value for key, value in constants.items() if key not in shown and value not in (None, "")}
-    shown.pop("family", None)
+    shown = {key: value for key, value in shown.items() if key not in HIDDEN and (key, value) != ("lora", "none")}
     if "width" in shown and "height" in shown:
         size = f"{shown.pop('width')} x {shown.pop('height')} px"
         shown = shown | {"size": size}
@@ -70,7 +75,7 @@ def _shared(constants: Mapping[str, Value]) -> dict[str, Value]:
 def _held(axis: Axis) -> str:
     text = label(axis.values[0])
     text = text if len(text) <= 60 else text[:59] + "…"
-    return f"{axis.key} differs too: shown is {text}, the first of {len(axis.values)}. Choose it as x, y or z to see the others."
+    return f"{axis.key} differs too: shown is {text}, one of {len(axis.values)} values. Choose it as x, y or z to see the others."
 
 
 class _Setter:

@@ -59,7 +59,7 @@ def _collect(entries: Sequence[Entry], axes: Axes, locate: Locate, page: Path) -
     return {
         "keys": [{"name": name, "values": [label(value) for value in known[name]]} for name in names],
         "axes": [axis.key for axis in axes.used],
-        "held": [axis.key for axis in axes.held],
+        "held": {axis.key: places[axis.key][axis.values[0]] for axis in axes.held},
         "followers": list(axes.followers),
         "choice": {place: axis.key for place, axis in (("x", axes.x), ("y", axes.y), ("z", axes.z)) if axis},
         "width": width,

@@ -11,9 +11,9 @@ let shown = [];
 
 const keyOf = (name) => keys.findIndex((key) => key.name === name);
 const ANY = -1;
-const filters = [...data.axes, ...data.held, ...data.followers].filter((name) => keys[keyOf(name)].values.length > 1);
+const filters = [...data.axes, ...Object.keys(data.held), ...data.followers].filter((name) => keys[keyOf(name)].values.length > 1);
 const unplaced = () => filters.filter((name) => !Object.values(choice).includes(name));
-const heldAt = (name) => held[name] ?? (data.held.includes(name) ? 0 : ANY);
+const heldAt = (name) => held[name] ?? data.held[name] ?? ANY;
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -99,7 +99,7 @@ function cellOf(entry, row) {
   return make("div", {}, button, make("div", { className: "caption" }, ...lines));
 }
 
-const describe = (entry) => [...data.axes, ...data.held].map((name) => name + " " + keys[keyOf(name)].values[entry.values[keyOf(name)]]).join(", ");
+const describe = (entry) => [...data.axes, ...Object.keys(data.held)].map((name) => name + " " + keys[keyOf(name)].values[entry.values[keyOf(name)]]).join(", ");
 
 function tableOf(index, section) {
   const columns = valuesOf(choice.x), rows = valuesOf(choice.y);

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
 from sdbatch.errors import ConfigError
 from sdbatch.grid.axes import Axes, choose_axes, sort_values
+from sdbatch.grid.draw import place_entries
 from sdbatch.grid.entry import read_entries
 from tests.grid.conftest import cross, make_row, make_table
 
@@ -54,6 +56,50 @@ def test_random_draws_are_shown_image_by_image() -> None:
     assert [axis.key for axis in axes.used] == ["seed"]
     assert axes.held == ()
     assert set(axes.followers) == {"steps", "sampler"}
+
+
+def test_what_fits_no_grid_is_shown_image_by_image() -> None:
+    draw = random.Random(0)
+    rows = [
+        make_row({key: draw.randrange(1, 7) for key in ("steps", "clip_skip", "seed")}, image_id=f"{number:08}") for number in range(12)
+    ]
+    axes = choose_axes(read_entries(make_table(*rows)))
+    assert [axis.key for axis in axes.used] == ["image"]
+    assert axes.x is not None
+    assert len(axes.x.values) == 12
+    assert axes.held == ()
+    assert set(axes.followers) == {"steps", "clip_skip", "seed"}
+
+
+def test_what_is_held_leaves_images() -> None:
+    rows = [
+        make_row({"lora": lora, "steps": steps, "seed": seed})
+        for lora, steps, seed in (("[]", 8, 1), ("[a]", 4, 1), ("[a]", 4, 2), ("[]", 8, 2))
+    ]
+    entries = read_entries(make_table(*rows))
+    axes = choose_axes(entries, x="seed", y="none", z="none")
+    assert len(place_entries(entries, axes)) == 2
+
+
+def test_no_row_is_all_holes() -> None:
+    strengths = cross(lora_a=[0.0, 0.5, 1.0], steps=[4, 8])
+    others = [make_row({"lora": "[b]", "steps": 20}, loras=[{"name": "b", "sha256": "b" * 64, "weight": 1.0, "text_encoder_weight": 1.0}])]
+    for row, sweep in ((strengths, "one"), (others, "two")):
+        for each in row:
+            each["sweep"] = sweep
+    entries = read_entries(make_table(*strengths, *others))
+    axes = choose_axes(entries)
+    placed = place_entries(entries, axes)
+    for number, axis in enumerate((axes.x, axes.y)):
+        assert axis is not None
+        assert {place[number] for place in placed} == set(axis.values)
+
+
+def test_the_same_sweep_made_twice_compares_by_sweep() -> None:
+    made = cross(lora_a=[0.0, 1.0], seed=[1, 2, 3])
+    rows = [row | {"sweep": sweep, "image_id": row["image_id"] + sweep} for sweep in ("old", "new") for row in made]
+    axes = choose_axes(read_entries(make_table(*rows)))
+    assert [axis.key for axis in axes.used] == ["lora.a.weight", "sweep", "seed"]
 
 
 def test_a_checkpoint_with_its_own_steps_is_one_axis() -> None:

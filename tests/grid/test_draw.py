@@ -209,5 +209,7 @@ def test_long_prompts_of_any_script_fit() -> None:
 def test_values_read_well() -> None:
     assert to_value(["style_a", "style_b"]) == "style_a + style_b"
     assert to_value([]) == "none"
+    (entry,) = read_entries(make_table(make_row({"lora": "[style_a,style_b]", "prompt": "[a [b]]", "vae": "[]"})))
+    assert [entry.values[key] for key in entry.axes] == ["style_a + style_b", "[a [b]]", "none"]
     assert to_value(0.30000001192092896) == 0.3
     assert to_value({"b": 1, "a": [2]}) == '{"a": [2], "b": 1}'
