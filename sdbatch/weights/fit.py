@@ -45,23 +45,26 @@ def find_mismatch(file: Identity, group: str, base: Identity) -> str | None:
         return (
             f"is {describe(file)}, but its pickle also holds {', '.join(file.foreign)}, which is never loaded; use a .safetensors version"
         )
+    if (found := _find_difference(file, group, base)) is None:
+        return None
     model = f"the model is {_title(base.family)}" if base.family else "the model"
+    return f"is {describe(file)}, {model}{found}"
+
+
+def _find_difference(file: Identity, group: str, base: Identity) -> str | None:
+    """What of the model the file does not fit, as the end of the sentence; None when it fits as far as is known."""
     match group:
-        case "vae":
-            if _differ(file.latent_channels, base.latent_channels):
-                return f"is {describe(file)}, {model} with {base.latent_channels} latent channels"
-        case "text_encoder":
-            if base.embedding_widths and file.embedding_widths and file.embedding_widths[0] not in base.embedding_widths:
-                return f"is {describe(file)}, {model} with {_join(base.embedding_widths)}-wide tokens"
+        case "vae" if _differ(file.latent_channels, base.latent_channels):
+            return f" with {base.latent_channels} latent channels"
+        case "text_encoder" if file.embedding_widths and base.embedding_widths and file.embedding_widths[0] not in base.embedding_widths:
+            return f" with {_join(base.embedding_widths)}-wide tokens"
+        case "embedding" if not _embedding_fits(file, base):
+            return f" with {_join(_token_widths(base))}-wide tokens"
         case "lora" | "controlnet" | "ip_adapter" | "hypernetwork":
-            if _differ(file.cross_attention_width, base.cross_attention_width) or _differ(file.family, base.family):
-                return f"is {describe(file)}, {model}{_width(base)}"
-        case "embedding":
-            if not _embedding_fits(file, base):
-                return f"is {describe(file)}, {model} with {_join(_token_widths(base))}-wide tokens"
+            differs = _differ(file.cross_attention_width, base.cross_attention_width) or _differ(file.family, base.family)
+            return _width(base) if differs else None
         case _:
             return None
-    return None
 
 
 def _differ(one: object, other: object) -> bool:
