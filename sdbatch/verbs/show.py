@@ -29,7 +29,9 @@ def show(asked: Arguments) -> int:
     """Answer; nothing is planned or run. Returns the exit code."""
     composer = Composer(asked.config_name, asked.config_dir, asked.overrides)
     if asked.help:
-        sys.stdout.write(_group_help(composer, asked.overrides[0]) if asked.overrides else _help(composer))
+        groups = [word for word in asked.overrides if "=" not in word]
+        keys = [word for word in asked.overrides if "=" in word]
+        sys.stdout.write("".join(_group_help(composer, group) for group in groups) or _help(composer, keys))
         return 0
     # Composing first gives our own message for a wrong key, in place of Hydra's.
     hydra = Hydra.create_main_hydra2("sdbatch", create_automatic_config_search_path(None, None, PACKAGED))
@@ -44,7 +46,7 @@ def show(asked: Arguments) -> int:
     return 0
 
 
-def _help(composer: Composer) -> str:
+def _help(composer: Composer, overrides: list[str]) -> str:
     lines = [USAGE, "Verbs (the first word; run when left out):"]
     lines += [f"  {verb:<9} {what}" for verb, what in VERBS.items()]
     lines += ["", "Groups (GROUP=OPTION; `sdbatch --help GROUP` tells more of each option):"]
@@ -52,7 +54,7 @@ def _help(composer: Composer) -> str:
         options = [option for option in composer.options(group) if option not in ("none", "default")]
         shown = ", ".join(options[:8]) + (f", ... ({len(options)})" if len(options) > 8 else "")
         lines.append(f"  {group:<15} {shown}")
-    plain = composer.compose([]).plain
+    plain = composer.compose(overrides).plain
     keys = [f"{key}={value}" for key, value in plain.items() if not isinstance(value, dict)]
     lines += ["", "Keys: " + ", ".join(keys), "      and every key of a group, such as lora.style_a.weight=0.5 or memory.device=cuda:0"]
     lines += ["", "`sdbatch --cfg job` prints the composed configuration. `-cd FOLDER -cn JOB` runs a job file."]

@@ -1,0 +1,70 @@
+"""The small verbs: what they print, and what they say to a wrong word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import BASE, Sdbatch
+
+
+def test_help_lists_verbs_groups_and_keys(sdbatch: Sdbatch) -> None:
+    shown = sdbatch("--help", *BASE)
+    assert shown.returncode == 0, shown.stderr
+    for word in ("resume", "replay", "sampler", "lora", "guidance_scale=", "red"):
+        assert word in shown.stdout
+    group = sdbatch("--help", "sampler")
+    assert "dpmpp_2m_karras" in group.stdout
+    matrix = sdbatch("--help", "matrix")
+    assert "sixteen seeds" in matrix.stdout
+
+
+def test_cfg_prints_the_composed_configuration(sdbatch: Sdbatch) -> None:
+    shown = sdbatch("--cfg", "job", *BASE, "lora=[red]", "steps=7")
+    assert shown.returncode == 0, shown.stderr
+    assert "steps: 7" in shown.stdout
+    assert "red:" in shown.stdout
+
+
+def test_plan_shows_what_a_run_would_cost_and_writes_nothing(workspace: Path, sdbatch: Sdbatch) -> None:
+    shown = sdbatch("plan", *BASE, "lora=red,blue", "seed=range(0,10)", "-m")
+    assert shown.returncode == 0, shown.stderr
+    for word in ("20 images", "lora: 2", "seed: 10", "1 checkpoint", "base + red: 10 images"):
+        assert word in shown.stdout
+    assert not (workspace / "outputs").exists()
+
+
+def test_models_and_inspect_tell_what_files_are(workspace: Path, sdbatch: Sdbatch) -> None:
+    listed = sdbatch("models", "lora")
+    assert "lora=red" in listed.stdout
+    assert "a LoRA" in listed.stdout
+    facts = [json.loads(line) for line in sdbatch("models", "lora", "json=true").stdout.splitlines()]
+    assert {fact["option"] for fact in facts} >= {"lora=red", "lora=blue"}
+    told = sdbatch("inspect", "models/loras/red.safetensors", "json=true")
+    assert json.loads(told.stdout)["kind"] == "lora"
+    (workspace / "page.safetensors").write_text("<!DOCTYPE html><html>please log in</html>")
+    wrong = sdbatch("inspect", "page.safetensors")
+    assert wrong.returncode == 1
+    assert "HTML" in wrong.stderr
+
+
+def test_wrong_words_are_answered_with_the_nearest(sdbatch: Sdbatch) -> None:
+    assert "Did you mean status?" in sdbatch("statsu", "x").stderr
+    assert "steps=30" in sdbatch("steps", "30").stderr or "no such verb" in sdbatch("steps", "30").stderr
+    missing = sdbatch("resume")
+    assert missing.returncode == 2
+    assert "OUT is missing. Usage: sdbatch resume OUT" in missing.stderr
+    nowhere = sdbatch("status", "outputs/none")
+    assert nowhere.returncode == 2
+    assert "no sweep here" in nowhere.stderr
+
+
+def test_completion_offers_options_and_dropped_files(workspace: Path, sdbatch: Sdbatch) -> None:
+    import os
+    import subprocess
+    import sys
+
+    environment = {**os.environ, "COMP_LINE": "sdbatch lora=", "COMP_POINT": "13"}
+    command = [sys.executable, "-m", "sdbatch", "-sc", "query=bash"]
+    shown = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "lora=red" in shown.stdout, shown.stderr
