@@ -66,6 +66,7 @@ function drawChoices() {
 function applySize() {
   document.documentElement.style.setProperty("--cell", cell + "px");
   document.documentElement.style.setProperty("--shape", Math.round(cell * data.ratio) + "px");
+  document.documentElement.style.setProperty("--aspect", "auto 1 / " + data.ratio);
   document.body.classList.toggle("pixels", cell >= 2 * data.width);
 }
 
@@ -91,12 +92,21 @@ function cellOf(entry, row) {
   const button = make("button", { type: "button", className: entry.error || !entry.image ? "absent" : "cell" });
   if (entry.error) button.textContent = "failed: " + entry.error;
   else if (!entry.image) button.textContent = "image not here";
-  else button.append(make("img", { src: entry.image, loading: "lazy", decoding: "async", alt: describe(entry) }));
+  else button.append(imageOf(entry, button));
   button.addEventListener("click", () => open(shown.indexOf(row), number));
   const captions = data.followers.filter((name) => unplaced().includes(name)).slice(0, 3);
   if (!captions.length) return button;
   const lines = captions.map((name) => make("div", { textContent: name + " " + keys[keyOf(name)].values[entry.values[keyOf(name)]] }));
   return make("div", {}, button, make("div", { className: "caption" }, ...lines));
+}
+
+function imageOf(entry, button) {
+  const image = make("img", { src: entry.image, loading: "lazy", decoding: "async", alt: describe(entry) });
+  image.addEventListener("error", () => {
+    button.className = "absent";
+    button.textContent = "image not here";
+  });
+  return image;
 }
 
 const describe = (entry) => [...data.axes, ...Object.keys(data.held)].map((name) => name + " " + keys[keyOf(name)].values[entry.values[keyOf(name)]]).join(", ");
