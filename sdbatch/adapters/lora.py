@@ -113,13 +113,18 @@ class _Hook:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.stack.idle:
             return output
-        x = args[0]
+        # In place throughout: the output is the layer's own, fresh, and nobody else holds it yet.
         if self.down is not None and self.up is not None:
-            low = _apply(module, x, self.down) * _spread(self.stack.scales(self.layout), x.dim(), module)
-            up = self.up if isinstance(module, nn.Linear) else self.up[:, :, None, None]
-            output = output + (functional.linear(low, up) if isinstance(module, nn.Linear) else functional.conv2d(low, up))
+            low = _apply(module, args[0], self.down)
+            low.mul_(_spread(self.stack.scales(self.layout), low.dim(), module))
+            if isinstance(module, nn.Conv2d):
+                output.add_(functional.conv2d(low, self.up[:, :, None, None]))
+            elif output.is_contiguous():
+                output.flatten(0, -2).addmm_(low.flatten(0, -2), self.up.T)
+            else:
+                output.add_(functional.linear(low, self.up))
         for lora, weight in self.dense:
-            output = output + _apply(module, x, weight) * _spread(self.stack.scales((lora,)), x.dim(), module)
+            output.add_(_apply(module, args[0], weight).mul_(_spread(self.stack.scales((lora,)), output.dim(), module)))
         return output
 
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-_PIXELS_AT_ONCE = 8 * 512 * 512
-"""The decoder's activations take some 10 kB per pixel in float32; larger batches are decoded in parts."""
+_PIXELS_AT_ONCE = {"cpu": 4 * 128 * 128, "cuda": 8 * 512 * 512}
+"""Larger batches are decoded in parts: on the CPU so that activations stay near its caches (16 pictures of 128 pixels
+take 1.3 times as long at once as by fours), on a GPU so that they fit (some 10 kB per pixel in float32)."""
 _FLAT_STD = 1.0
 """A picture whose every channel varies less than this, of 255, is of one colour."""
 
@@ -26,7 +27,7 @@ def decode(vae: nn.Module, latents_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     if getattr(config, "shift_factor", None):
         scaled = scaled + config.shift_factor
     pixels_per_image = latents_BCHW.shape[2] * latents_BCHW.shape[3] * vae_scale(vae) ** 2
-    parts = [_decode_part(vae, part) for part in scaled.split(max(1, _PIXELS_AT_ONCE // pixels_per_image))]
+    parts = [_decode_part(vae, part) for part in scaled.split(max(1, _PIXELS_AT_ONCE[scaled.device.type] // pixels_per_image))]
     return torch.cat([pixels for pixels, _ in parts]), torch.cat([finite for _, finite in parts])
 
 

@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sdbatch.cell import Cell, Control, WeightFile
+from sdbatch.cell import Cell, Control, Strength, WeightFile
 from sdbatch.families import SAMPLERS
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
+from tests.adapters.lora_files import attention_layers, kohya, renamed
 from tests.pipeline.models import (
     WIDTH,
     TinyModel,
+    add_to_weights,
     build_controlnet,
     build_pipeline,
     diffusers,
@@ -108,6 +110,24 @@ def test_embedding_equals_load_textual_inversion(vectors: int, engine: Diffusers
     ours = draw(engine, cell)
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, oracle, **prompts))
     assert (ours != draw(engine, make_cell(model.recipe(), prompt="a cat", negative_prompt="bad, "))).any()
+
+
+def test_lora_equals_merged_weights_and_diffusers_own_loader(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
+    layers = {"unet": attention_layers(model.pipeline.unet), "text_encoder": attention_layers(model.pipeline.text_encoder)}
+    lora = kohya(layers)
+    file = save(lora.tensors, tmp_path / "style.safetensors")
+    cell = make_cell(model.recipe(loras=(file,)), strengths=(Strength(0.8, 0.4),))
+    ours = draw(engine, cell).astype(int)
+    merged = build_pipeline(tmp_path / "vocabulary")
+    add_to_weights(merged.unet, lora.deltas["unet"], 0.8)
+    add_to_weights(merged.text_encoder, lora.deltas["text_encoder"], 0.4)
+    assert np.abs(ours - draw_with_diffusers(model, cell, merged)).max() <= 1
+    # diffusers reads kohya's alphas wrongly when they differ by layer, so it is given the same LoRA without any
+    live = build_pipeline(tmp_path / "vocabulary")
+    live.load_lora_weights(renamed(lora, layers, (".lora_A.weight", ".lora_B.weight")).tensors, adapter_name="style")
+    live.set_adapters(["style"], adapter_weights=[{"unet": 0.8, "text_encoder": 0.4}])
+    assert np.abs(ours - draw_with_diffusers(model, cell, live)).max() <= 1
+    assert np.abs(ours - draw(engine, make_cell(model.recipe()))).max() > 20
 
 
 def test_vae_by_file_with_either_kind_of_keys(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
