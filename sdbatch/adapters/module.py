@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdbatch.adapters.read import Tensors
 from sdbatch.errors import WeightFileError
@@ -28,7 +28,7 @@ def build_module(what: str, build: Callable[[Any], Any], config: Any, state: Ten
     with torch.device("meta"):
         module: nn.Module = build(config)
     try:
-        result = module.load_state_dict(state, strict=False, assign=True)
+        result = module.load_state_dict({key: _cast(tensor, dtype) for key, tensor in state.items()}, strict=False, assign=True)
     except RuntimeError as error:
         detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise WeightFileError(f"{what}: its weights do not fit the model's config: {detail}") from error
@@ -38,7 +38,11 @@ def build_module(what: str, build: Callable[[Any], Any], config: Any, state: Ten
         raise WeightFileError(f"{what}: {found}the file is not complete or of another family.")
     _materialise_buffers(module)
     module.requires_grad_(False)
-    return module.to(dtype).eval()
+    return module.eval()
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _describe(keys: list[str], word: str) -> str:

@@ -114,7 +114,7 @@ class Model:
 
     def _convert(self, dtypes: dict[str, torch.dtype]) -> None:
         for name, module in self._modules():
-            module.to(dtypes[name])
+            nn.Module.to(module, dtypes[name])  # diffusers' own `to` warns of what is meant here
         for component, stack in self._stacks.items():
             stack.to(dtypes[component])
         if self.encoder is not None:
