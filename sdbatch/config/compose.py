@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.config.explain import explain
+from sdbatch.config.guard import check_folders
 from sdbatch.config.schema import STACKS
 from sdbatch.config.search import PACKAGED, models_roots, register_options
 from sdbatch.errors import ConfigError, did_you_mean
@@ -85,6 +87,7 @@ class Composer:
         setbase("1.3")
         setup_globals()
         folders = [Path(folder).expanduser() for folder in (config_dir, "conf") if folder]
+        check_folders(folders)
         names = [folder / f"{config_name}.yaml" for folder in folders]
         self.config_name = config_name
         self.catalog: Catalog = register_options(models_roots(overrides, names), folders)
@@ -128,6 +131,8 @@ class Composer:
             plain = self._with_own_files(to_plain(config, literals or {}))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error, self, overrides)) from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())}.") from None
         return Composition(config, plain, cast(dict[str, Any], hydra))
 
     def _with_own_files(self, plain: dict[str, Any]) -> dict[str, Any]:

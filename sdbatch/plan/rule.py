@@ -10,6 +10,7 @@ from typing import Any
 from sdbatch.cell import SEED_LIMIT
 from sdbatch.errors import did_you_mean
 from sdbatch.families import FAMILIES
+from sdbatch.families.options import scheduler_options
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.plan.tree import Tree, get
 
@@ -97,4 +98,12 @@ def pair_faults(config: Tree) -> list[tuple[str, str]]:
     for name, item in (get(config, "controlnet") or {}).items():
         if item["start"] >= item["end"]:
             found.append((f"controlnet.{name}.end", f"{item['end']} is not after start={item['start']}, so it would do nothing."))
+    sampler = config["sampler"]
+    if sampler.get("options") and sampler["name"] in SAMPLERS:
+        known = SAMPLERS[sampler["name"]]
+        options = scheduler_options(known.scheduler)
+        for name in sampler["options"]:
+            if options and name not in options:
+                said = f"{known.name} ({known.scheduler}) has no such option. {did_you_mean(name, options)}"
+                found.append((f"sampler.options.{name}", said))
     return found

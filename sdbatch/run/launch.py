@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def config_text(job: Job) -> str:
 
 def start_tracking(outcome: Outcome, uri: str | None) -> subprocess.Popen[bytes]:
     """Project the rows in a process of its own, so that mlflow's import and a slow server cost this one nothing."""
-    command = [sys.executable, "-m", "sdbatch", "track", str(outcome.folder.path)]
-    if uri is not None:
-        command.append(f"uri={uri}")
-    return subprocess.Popen([*command, f"experiment={outcome.settings.experiment}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-m", "sdbatch", "track", str(outcome.folder.path), f"experiment={outcome.settings.experiment}"]
+    # By the environment: a password in the URI must not show in the list of processes.
+    environment = {**os.environ, **({"MLFLOW_TRACKING_URI": uri} if uri else {})}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)

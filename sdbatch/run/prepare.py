@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdbatch.config.arguments import Arguments
 from sdbatch.config.compose import Composer, Composition
@@ -21,6 +22,8 @@ from sdbatch.plan.plan import Plan
 from sdbatch.plan.resolve import resolve
 from sdbatch.plan.tree import Tree
 from sdbatch.run.settings import Settings, read_settings
+
+LAUNCHERS = ("local",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def prepare(arguments: Arguments) -> Job:
     axes = {key: len(column.values) for key, column in {**draft.labels, **draft.columns}.items()}
     name = _name(arguments, base)
     plan = resolve(draft, name, identity_defaults(), FileBook(composer.catalog))
-    launcher = base.hydra.get("launcher") or {}
+    launcher = _launcher(base)
     settings = read_settings(base.plain, name, launcher)
     return Job(plan, settings, _out(base.plain, name, axes), base.plain, axes)
 
@@ -65,6 +68,17 @@ class _composing:  # noqa: N801 - reads as a verb where it is used
             literals = dict(self.request.literals)
             self.known[key] = self.composer.compose([*self.request.fixed, *more], literals)
         return self.known[key]
+
+
+def _launcher(base: Composition) -> dict[str, Any]:
+    """The launcher's own settings. Raises ConfigError for one that is not ours, which would be ignored in silence."""
+    launcher = dict(base.hydra.get("launcher") or {})
+    if launcher.get("name") not in LAUNCHERS:
+        asked = launcher.get("name") or launcher.get("_target_")
+        raise ConfigError(f"hydra/launcher: {asked} does not run sdbatch's plans. Choose one of: {', '.join(LAUNCHERS)}.")
+    if "basic_sweeper" not in str((base.hydra.get("sweeper") or {}).get("_target_")):
+        raise ConfigError("hydra/sweeper: sdbatch plans sweeps itself; leave hydra/sweeper as it is.")
+    return launcher
 
 
 def _name(arguments: Arguments, base: Composition) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +32,10 @@ def main(arguments: Sequence[str]) -> int:
         with read_folder(folder) as source:
             saved = save_grid(source.table, source.path, _place(words["to"], source.folders), _titled(wish, source.title))
     else:
-        target = Target(words["uri"] or f"sqlite:///{Path('outputs/mlflow.db').absolute()}", words["experiment"])
+        target = Target(
+            words["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('outputs/mlflow.db').absolute()}",
+            words["experiment"],
+        )
         with read_runs(target, words["from"]) as source:
             saved = save_grid(source.table, source.path, _place(words["to"], source.folders), _titled(wish, source.title))
             log_grid(target, source.run_ids, saved.pictures)

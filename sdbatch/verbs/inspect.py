@@ -22,18 +22,12 @@ def main(arguments: Sequence[str]) -> int:
         read_words("inspect", [], ("FILE...",), {"json": "false", "hash": "true"})
     from sdbatch.weights.hashes import Hasher
     from sdbatch.weights.index import Index
-    from sdbatch.weights.record import to_record
+    from sdbatch.weights.inspection import inspect_file
 
-    index, hasher, code = Index(), Hasher(), 0
+    index, hasher, code = Index(), Hasher() if words["hash"] == "true" else None, 0
     for name in files:
-        path = Path(name)
         try:
-            record = to_record(index.identify(path))
-            if words["hash"] == "true":
-                sha256 = hasher.sha256(path)
-                record |= {"sha256": sha256, "autov2": sha256[:10]}
-                if path.is_file():
-                    record["autov3"] = hasher.autov3(path)[:12]
+            record = inspect_file(Path(name), index, hasher)
         except SdbatchError as error:
             sys.stderr.write(f"{error}\n")
             code = 1

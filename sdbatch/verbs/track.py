@@ -1,7 +1,8 @@
-"""`sdbatch track OUT`: send a sweep's rows to MLflow; what is there already is not sent again."""
+"""`sdbatch track OUT [uri=URI]`: send a sweep's rows to MLflow; what is there already is not sent again."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     from sdbatch.tracking.target import Target, default_uri
 
     folder = Path(words["OUT"])
-    report = project(folder, Target(words["uri"] or default_uri(folder), words["experiment"]))
+    uri = words["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(folder)
+    report = project(folder, Target(uri, words["experiment"]))
     sys.stdout.write(f"{report}\n")
     return 0 if report.ok else 1

@@ -37,10 +37,20 @@ CASES = [
     ["model=sdxl2"],
     ["family.config=gone"],
     ["checkpoint.file=gone.safetensors"],
+    ["hydra/launcher=basic"],
+    ["matrix.draws=9"],
+    ["sampler.options._target_=os.system"],
 ]
 
 
-@pytest.mark.usefixtures("workspace")
+@pytest.fixture
+def no_embedded(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    """Messages list what is there; what ships with sdbatch changes, the workspace's files do not."""
+    for module in ("sdbatch.weights.catalog", "sdbatch.plan.files"):
+        monkeypatch.setattr(f"{module}.embedded_root", lambda: workspace / "nothing-embedded")
+
+
+@pytest.mark.usefixtures("no_embedded")
 def test_error_messages_are_as_reviewed(workspace: Path) -> None:
     told: list[str] = []
     for case in CASES:
@@ -57,3 +67,20 @@ def test_error_messages_are_as_reviewed(workspace: Path) -> None:
 def test_a_sweep_without_m_says_so() -> None:
     with pytest.raises(SdbatchError, match=r"this sweeps seed\. Add -m"):
         plan_of("seed=1,2", sweep=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [x, x]\nb: *a\n", "aliases"),
+        ("a: !!python/object/apply:os.system [id]\n", "tags"),
+        ("a: [1\n", "not readable as YAML"),
+        ("prompt: one\nprompt: two\n", "duplicate"),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_yaml_that_is_a_trap_is_refused(workspace: Path, text: str, said: str) -> None:
+    (workspace / "conf/experiment").mkdir(parents=True)
+    (workspace / "conf/experiment/trap.yaml").write_text(f"# @package _global_\n{text}")
+    with pytest.raises(SdbatchError, match=said):
+        plan_of("experiment=trap")
