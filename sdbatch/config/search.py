@@ -14,7 +14,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from sdbatch.config.schema import FILE_GROUPS, STACKS, Config
 from sdbatch.families.samplers import SAMPLERS
-from sdbatch.weights.catalog import Catalog, embedded_root
+from sdbatch.weights.catalog import Catalog
 
 PROVIDER = "sdbatch"
 PACKAGED = "pkg://sdbatch.conf"
@@ -58,7 +58,7 @@ def register_options(roots: Sequence[Path], folders: Sequence[Path]) -> Catalog:
     store.store(name="schema", node=Config, provider=PROVIDER)
     for name in sorted(set(SAMPLERS) - _yaml_options(folders, "sampler")):
         store.store(group="sampler", name=name, node={"name": name}, provider=PROVIDER)
-    catalog = Catalog([*roots, embedded_root()])
+    catalog = Catalog(roots)
     for group in FILE_GROUPS:
         for name in sorted(set(catalog.options(group)) - _yaml_options(folders, group)):
             package = f"{group}.{name}" if group in STACKS else group

@@ -18,7 +18,8 @@ from sdbatch.results.reader import load_rows
 from sdbatch.results.row import axes_of
 from sdbatch.weights.catalog import embedded_root
 
-pytestmark = pytest.mark.skipif(not (embedded_root() / "checkpoints/tiny.safetensors").is_file(), reason="the embedded model is not built yet")
+CHECKPOINT = embedded_root() / "checkpoints/tiny.safetensors"
+pytestmark = pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the embedded model is not built yet")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
