@@ -17,7 +17,7 @@ from sdbatch.errors import FolderError
 from sdbatch.plan.store import PlanFile, write_plan
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
-from sdbatch.results.upkeep import recover
+from sdbatch.results.upkeep import merge_parts, recover
 from sdbatch.run import claim
 from sdbatch.run.device import find_places
 from sdbatch.run.display import build_watcher
@@ -27,6 +27,8 @@ from sdbatch.run.supervisor import Supervisor, Tally
 from sdbatch.tracking.target import redact
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "mlflow", "hydra-core")
+MANY_PARTS = 256
+"""More small parts than this are merged when a run ends: each costs every reader a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,21 @@ def _supervise(folder: SweepFolder, settings: Settings, state: Committed) -> Out
     if tally.total:
         places = find_places(settings.device, settings.threads)[: max(1, plan.shards)]
         claim.clear(folder.claims)
-        sys.stderr.write(
-            f"{settings.name}: {_ask(plan.cells, before)}, {len(plan.recipes)} recipes, on {', '.join(p.device for p in places)}\n"
-        )
+        recipes = "1 recipe" if len(plan.recipes) == 1 else f"{len(plan.recipes)} recipes"
+        devices = ", ".join(place.device for place in places)
+        sys.stderr.write(f"{settings.name}: {_ask(plan.cells, before)}, {recipes}, on {devices}\n")
         tally = Supervisor(folder, places, tally.total, build_watcher(settings.name)).run()
         claim.remove(folder.claims)
+        if len(folder.parts()) > MANY_PARTS:
+            merge_parts(folder)
         state = committed(folder)
     return Outcome(folder, settings, plan.cells, before, tally, state)
 
 
 def _ask(cells: int, before: int) -> str:
-    return f"{cells} images" if not before else f"{cells - before} of {cells} images to make ({before} are made)"
+    if not before:
+        return "1 image" if cells == 1 else f"{cells} images"
+    return f"{cells - before} of {cells} images to make ({before} are made)"
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,10 @@ from sdbatch.tracking.target import redact
 
 def finish(outcome: Outcome, tracking_uri: str | None) -> int:
     """Export, draw, record and report. A fault in one of these costs no image and is told, not raised."""
+    if outcome.tally.signal_number:
+        # Who stops a run wants it to end now; the resume draws and records.
+        sys.stdout.write("\n".join([*_made(outcome), *_how_to_go_on(outcome)]) + "\n")
+        return outcome.exit_code
     wait_tracking = _track(outcome, tracking_uri)
     lines = _made(outcome)
     if outcome.done:
@@ -36,11 +40,14 @@ def _made(outcome: Outcome) -> list[str]:
             f"{outcome.settings.name}: all {outcome.cells} images are made already; nothing to do.",
             f"  images   {outcome.folder.images}/",
         ]
+    images = f"  images   {outcome.folder.images}/"
+    if outcome.cells == 1 and outcome.done:
+        images = f"  image    {next(outcome.folder.images.rglob('*.png'))}"
     took_s = time.monotonic() - tally.started_s
     failed = f", {tally.failed} failed" if tally.failed else ""
     made = f"{tally.made} images made in {duration(took_s)} ({tally.rate:.2f}/s){failed}"
     head = f"{outcome.settings.name}: {made}; {outcome.done} of {outcome.cells} are there."
-    return [head, f"  images   {outcome.folder.images}/"]
+    return [head, images]
 
 
 def _guarded(what: str, outcome: Outcome, action: Callable[[Outcome], list[str]]) -> list[str]:
