@@ -71,7 +71,7 @@ def build_engine(name: str, device: str = "cpu", threads: int | None = None) -> 
     """
     match name:
         case "diffusers":
-            # Read when torch is loaded: threads that wait asleep. Threads that spin burn 3 times the CPU time of the work on a busy machine.
+            # Read when torch is loaded. Threads that wait spinning burn three times the CPU time of the work on a busy machine.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             from sdbatch.pipeline.diffusers_engine import DiffusersEngine  # torch and diffusers: 6 s of CPU
 

@@ -153,7 +153,8 @@ class Model:
         if slot in self._slots and self._slots[slot][0] == key:
             return
         if slot in self._slots:
-            self._detach_adapters()
+            if slot != "vae":
+                self._detach_adapters()
             del self._slots[slot]  # first, so that two never lie in memory side by side
         self._slots[slot] = (key, load())
 

@@ -1,38 +1,49 @@
-"""The weightless configs that ship with sdbatch describe the architectures they are named for."""
+"""The weightless configs that ship with a family are the real architecture's."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from sdbatch.plan.files import find_config
+import sdbatch.families
+from sdbatch.adapters.read import read_json
+from sdbatch.families import FAMILIES
+from sdbatch.pipeline.assemble import load_tokenizer
 
-PARAMETERS_M = {"unet": 859.520964, "vae": 83.653863, "text_encoder": 123.060480}
-"""Of Stable Diffusion 1.x, in millions."""
+CONFIGS = Path(sdbatch.families.__file__).parent / "configs"
 
 
-@pytest.mark.parametrize("part", PARAMETERS_M)
-def test_sd1_has_the_parameters_of_stable_diffusion_1(part: str) -> None:
-    import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_config_folder_is_whole_and_has_no_weights(name: str) -> None:
+    folder = CONFIGS / FAMILIES[name].config
+    index = read_json(folder / "model_index.json", name)
+    for component in FAMILIES[name].components:
+        assert index[component.name] == [component.library, component.cls]
+        assert (folder / component.name / "config.json").is_file()
+    assert not list(folder.rglob("*.safetensors"))
 
-    folder = find_config("sd1") / part
-    builders: dict[str, Any] = {
-        "unet": lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
-        "vae": lambda: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)),
-    }
+
+def test_sd1_has_the_parameters_of_the_published_model() -> None:
+    folder = CONFIGS / "sd1"
     with torch.device("meta"):
-        module = builders[part]()
-    assert sum(parameter.numel() for parameter in module.parameters()) / 1e6 == pytest.approx(PARAMETERS_M[part])
+        modules: list[Any] = [
+            UNet2DConditionModel.from_config(read_json(folder / "unet/config.json", "unet")),
+            AutoencoderKL.from_config(read_json(folder / "vae/config.json", "vae")),
+            CLIPTextModel(CLIPTextConfig.from_dict(read_json(folder / "text_encoder/config.json", "text_encoder"))),
+        ]
+    counts = [sum(parameter.numel() for parameter in module.parameters()) for module in modules]
+    assert counts == [859_520_964, 83_653_863, 123_060_480]
 
 
-def test_sd1_tokenizes_as_clip_does() -> None:
-    from transformers import CLIPTokenizer
-
-    tokenizer: Any = CLIPTokenizer.from_pretrained(find_config("sd1") / "tokenizer")
-    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+def test_sd1_s_tokenizer_is_clip_s() -> None:
+    tokenizer = load_tokenizer(CONFIGS / "sd1")
     assert len(tokenizer) == 49408
+    assert tokenizer("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert tokenizer.pad_token_id == 49407

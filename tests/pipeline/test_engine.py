@@ -138,6 +138,9 @@ def test_what_is_equal_is_kept_and_what_differs_is_swapped(
     engine.prepare(model.recipe(**stacked))
     assert engine.model.unet is unet
     net = engine.model.controlnets[0]
+    stack = engine.model.stack("unet")
+    engine.prepare(model.recipe(**stacked, vae=other_vae))
+    assert engine.model.stack("unet") is stack
     engine.prepare(model.recipe(controlnets=stacked["controlnets"]))
     assert engine.model.controlnets[0] is net
     np.testing.assert_array_equal(make(engine, [make_cell(model.recipe())])[0].pixels, base)

@@ -143,6 +143,16 @@ def test_vae_by_file_with_either_kind_of_keys(engine: DiffusersEngine, model: Ti
         np.testing.assert_array_equal(draw(engine, make_cell(model.recipe(vae=file))), expected, err_msg=file.name)
 
 
+@pytest.mark.parametrize("prefix", ["", "text_model.", "cond_stage_model.transformer.text_model."])
+def test_text_encoder_by_file(prefix: str, engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
+    other = build_pipeline(tmp_path / "vocabulary", seed=4).text_encoder
+    file = save({prefix + key: tensor for key, tensor in other.state_dict().items()}, tmp_path / f"words{len(prefix)}.safetensors")
+    oracle = diffusers.StableDiffusionPipeline(**{**model.pipeline.components, "text_encoder": other}, requires_safety_checker=False)
+    oracle.set_progress_bar_config(disable=True)
+    cell = make_cell(model.recipe(text_encoder=file))
+    np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell, oracle))
+
+
 def test_diffusers_folder_and_half_precision_file(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
     model.pipeline.save_pretrained(tmp_path / "folder")
     folder = model.recipe(checkpoint=WeightFile("folder", str(tmp_path / "folder"), "folder"), config=str(tmp_path / "folder"))
