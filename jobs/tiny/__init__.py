@@ -1,0 +1,1 @@
+"""Recipe of the embedded `tiny` model family: data, training, export, evaluation (tooling, not runtime)."""

@@ -1,0 +1,174 @@
+"""Measurements of what stands around the base: LoRA and kin, embeddings, ControlNet, second VAE, second checkpoint."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from PIL import Image
+
+from jobs.tiny import adapter, bench, edge, feature, generate, picture, scene
+from jobs.tiny.bench import Bench, share
+
+Figures = dict[str, Any]
+STYLES = {
+    "style_a": "fluent_flat",
+    "style_b": "noto_v1",
+    "pixel_locon": "pixelate",
+    "sepia_loha": "sepia",
+}
+STRENGTHS = (0.0, 0.5, 1.0)
+
+
+def measure_styles(b: Bench) -> Figures:
+    """Each style at strengths 0, ½, 1: nearer to the style's picture of the noun than to the base's, noun retained."""
+    chosen, base = b.spread(b.lora_nouns), b.references()
+    plain = generate.generate(b.pipe, b.prompts(chosen), chosen)
+    figures: Figures = {}
+    for name, source in STYLES.items():
+        path = b.embedded / "loras" / f"{name}.safetensors"
+        if not path.exists():
+            continue
+        style = b.references(source)
+        figures[name], images = {}, list(plain[:8])
+        for strength in STRENGTHS:
+            with adapter.merged(b.pipe, path, strength):
+                made = generate.generate(b.pipe, b.prompts(chosen), chosen) if strength else plain
+            figures[name][str(strength)] = judge_style(made, chosen, base, style)
+            images += made[:8] if strength else []
+        figures[name]["zero_identical"] = is_identical(b, path, chosen[:2], plain[:2])
+        b.show(images, name, 8)
+    return figures
+
+
+def is_identical(b: Bench, path: Any, chosen: list[int], plain: list[Image.Image]) -> bool:
+    """Strength 0 and taking the adapter off again both give the very same bytes."""
+    with adapter.merged(b.pipe, path, 0.0):
+        zero = generate.generate(b.pipe, b.prompts(chosen), chosen)
+    with adapter.merged(b.pipe, path, 1.0):
+        pass
+    after = generate.generate(b.pipe, b.prompts(chosen), chosen)
+    # Batches of another size round differently, so the reference is made again in the same one.
+    again = generate.generate(b.pipe, b.prompts(chosen), chosen)
+    del plain
+    return all(a.tobytes() == z.tobytes() == f.tobytes() for a, z, f in zip(again, zero, after, strict=True))
+
+
+def judge_style(images: list[Image.Image], chosen: list[int], base: np.ndarray, style: np.ndarray) -> Figures:
+    """Share classified as the style, mean margin, share whose noun is still the nearest."""
+    features, wanted = feature.describe(images), np.array(chosen)
+    to_base, to_style = (features * base[wanted]).sum(1), (features * style[wanted]).sum(1)
+    nearest = feature.nearest(features, np.concatenate([base, style])) % len(base)
+    return {
+        "style": share(to_style > to_base),
+        "margin": round(float((to_style - to_base).mean()), 4),
+        "subject": share(nearest == wanted),
+    }
+
+
+def measure_concept(b: Bench) -> Figures:
+    """The concept LoRA: nearest of all nouns and the new one, with and without the file."""
+    from jobs.tiny import emoji, network
+
+    path = b.embedded / "loras" / "dinosaur.safetensors"
+    new = emoji.render_set("noto", [emoji.Noun("dinosaur", "🦖")], b.out / "npm", network.SIZE_PX)
+    references = np.concatenate([b.references(), feature.describe_rgba(new)])
+    figures: Figures = {}
+    images = []
+    for strength in (0.0, 1.0):
+        with adapter.merged(b.pipe, path, strength):
+            made = generate.generate(b.pipe, ["a dinosaur"] * 8, list(range(8)))
+            chosen = b.spread(16)
+            others = generate.generate(b.pipe, b.prompts(chosen), chosen)
+        found = feature.nearest(feature.describe(made), references)
+        kept = feature.nearest(feature.describe(others), references)
+        figures[str(strength)] = {"new": share(found == len(b.nouns)), "others": share(kept == np.array(chosen))}
+        images += made
+    b.show(images, "dinosaur", 8)
+    return figures
+
+
+def measure_embeddings(b: Bench) -> Figures:
+    """The positive embedding's look, and what the negative one does to saturation."""
+    chosen = b.spread(b.control_nouns)
+    prompts = b.prompts(chosen)
+    plain = generate.generate(b.pipe, prompts, chosen)
+    for name in ("vaporwave", "dull"):
+        b.pipe.load_textual_inversion(b.embedded / "embeddings" / f"{name}.safetensors", token=name)
+    positive = generate.generate(b.pipe, [f"{prompt}, vaporwave" for prompt in prompts], chosen)
+    negative = generate.generate(b.pipe, prompts, chosen, negative_prompt=["dull"] * len(prompts))
+    b.pipe.unload_textual_inversion()
+    scenes = [scene.Scene(i, "both", t, g) for i in chosen for t, g in ((None, None), ("pink", "purple"))]
+    ideals = feature.describe_arrays(np.stack([b.draw(item) for item in scenes])).reshape(len(chosen), 2, -1)
+    look = np.einsum("nf,ncf->nc", feature.describe(positive), ideals).argmax(1) == 1
+    b.show(plain[:8] + positive[:8] + negative[:8], "embeddings", 8)
+    return {"vaporwave": share(look), "saturation": _saturation(plain), "saturation_not_dull": _saturation(negative)}
+
+
+def _saturation(images: list[Image.Image]) -> float:
+    rgb = feature.to_array(images)
+    return round(float((rgb.max(-1) - rgb.min(-1)).mean()), 4)
+
+
+def load_controlnet(b: Bench) -> StableDiffusionControlNetPipeline:
+    """The base with the shipped ControlNet."""
+    controlnet = ControlNetModel.from_single_file(
+        b.embedded / "controlnet" / "tiny_canny.safetensors",
+        config=str(b.embedded / "configs" / "tiny_canny"),
+        local_files_only=True,
+        torch_dtype=torch.float32,
+    )
+    parts = {name: part for name, part in b.pipe.components.items() if name != "image_encoder"}
+    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=controlnet, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def measure_controlnet(b: Bench) -> Figures:
+    """Edge agreement at scale 0 and 1, on edges of the picture itself and of a mirrored, shifted one."""
+    pipe, chosen = load_controlnet(b), b.spread(b.control_nouns)
+    figures: Figures = {}
+    images = []
+    for kind in ("plain", "moved"):
+        targets = [_target(b, index, kind) for index in chosen]
+        edges = [edge.canny(rgb) for rgb in targets]
+        conditions = [picture.to_image(edge.to_condition(rgb)) for rgb in targets]
+        wanted, figures[kind] = feature.describe_arrays(np.stack(targets)), {}
+        images += conditions[:8]
+        for scale in (0.0, 1.0):
+            more = {"image": conditions, "controlnet_conditioning_scale": scale}
+            made = generate.generate(pipe, b.prompts(chosen), chosen, **more)
+            scores = [edge.agreement(edge.canny(a), e) for a, e in zip(feature.to_array(made), edges, strict=True)]
+            likeness = (feature.describe(made) * wanted).sum(1).mean()
+            figures[kind][str(scale)] = {
+                "edges": round(float(np.mean(scores)), 4),
+                "likeness": round(float(likeness), 4),
+            }
+            images += made[:8]
+    b.show(images, "controlnet", 8)
+    return figures
+
+
+def _target(b: Bench, index: int, kind: str) -> np.ndarray:
+    """The picture, or its mirror image at three quarters of the size in a corner."""
+    if kind == "plain":
+        return b.draw(scene.Scene(index))
+    corner = ((0, 0), (4, 0), (0, 4), (4, 4))[index % 4]
+    return b.draw(scene.Scene(index, "shifted", cell_xy=corner))[:, ::-1]
+
+
+def measure_variants(b: Bench) -> Figures:
+    """The second checkpoint's look and the second VAE's colours."""
+    folder, chosen = b.embedded / "checkpoints" / "tiny_diffusers", b.spread(b.control_nouns)
+    plain = generate.generate(b.pipe, b.prompts(chosen), chosen)
+    second = bench.load_file(b.embedded / "checkpoints" / "tiny_pastel.safetensors", folder)
+    pastel = generate.generate(second, b.prompts(chosen), chosen)
+    vae = b.pipe.vae
+    b.pipe.vae = type(vae).from_single_file(
+        b.embedded / "vae" / "tiny_vivid.safetensors", config=str(folder), subfolder="vae", torch_dtype=torch.float32
+    )
+    vivid = generate.generate(b.pipe, b.prompts(chosen), chosen)
+    b.pipe.vae = vae
+    b.show(plain[:8] + pastel[:8] + vivid[:8], "variants", 8)
+    look = judge_style(pastel, chosen, b.references(), b.references("pastel"))
+    return {"pastel": look, "saturation": _saturation(plain), "saturation_vivid": _saturation(vivid)}
