@@ -145,3 +145,21 @@ def test_excluding_everything_is_said() -> None:
 def test_an_axis_that_changes_no_image_is_refused() -> None:
     with pytest.raises(PlanError, match="batch_size: does not change the image"):
         plan_of("batch_size=1,2")
+
+
+def test_glob_sweeps_the_options_of_a_group() -> None:
+    plan = plan_of("sampler=glob(euler_*,exclude=*_a*)")
+    assert {plan.cell(index).sampler.name for index in range(len(plan))} == {
+        "euler_karras",
+        "euler_exponential",
+        "euler_beta",
+        "euler_trailing",
+    }
+
+
+def test_a_sweep_in_hydras_own_yaml_is_taken(workspace: Path) -> None:
+    (workspace / "jobs").mkdir()
+    text = "defaults: [config, _self_]\nhydra: {sweeper: {params: {seed: 'range(0,3)', lora: 'red,blue'}}}\n"
+    (workspace / "jobs/mine.yaml").write_text(text)
+    assert len(plan_of("-cd", "jobs", "-cn", "mine", sweep=False)) == 6
+    assert len(plan_of("-cd", "jobs", "-cn", "mine", "seed=1,2")) == 4

@@ -1,0 +1,58 @@
+"""The supervisor's clocks and limits, with real worker processes and short patience."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdbatch.config.arguments import read_arguments
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.reader import load_rows
+from sdbatch.run import supervisor
+from sdbatch.run.launch import run_job
+from sdbatch.run.prepare import prepare
+from sdbatch.run.supervisor import describe_exit
+from tests.conftest import BASE, Sdbatch
+
+REHEARSAL = (*BASE, "engine=rehearsal", "tracking=none", "output.grid=false", "out=sweep")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_worker_that_hangs_is_killed_and_its_cell_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "HANG_S", 1.5)
+    monkeypatch.setattr(supervisor, "BACKOFF_S", (0.0,))
+    outcome = run_job(prepare(read_arguments([*REHEARSAL, "prompt=a fox,drill:hang", "batch_size=2", "-m"])))
+    assert outcome.exit_code == 1
+    assert any("has said nothing" in note for note in outcome.tally.notes)
+    found = {row["prompt"]: row["status"] for row in load_rows(SweepFolder("sweep")).to_pylist()}
+    assert found == {"a fox": "ok", "drill:hang": "failed"}
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_device_that_only_fails_is_given_up(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_S", (0.0,))
+    monkeypatch.setattr(supervisor, "QUARANTINE_CRASHES", 2)
+    outcome = run_job(prepare(read_arguments([*REHEARSAL, "prompt=drill:crash", "seed=range(0,8)", "batch_size=8", "-m"])))
+    assert outcome.exit_code == 1
+    assert outcome.tally.error is not None
+    assert "every device was given up" in outcome.tally.error
+    assert not list((workspace / "sweep/rows").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(-9, "SIGKILL (probably out of memory"), (-7, "SIGBUS (a weight file changed"), (3, "exit code 3")]
+)
+def test_exits_are_told_in_words(code: int, said: str) -> None:
+    assert describe_exit(code).startswith(said)
+
+
+def test_a_tracking_server_that_is_down_costs_no_image(workspace: Path, sdbatch: Sdbatch) -> None:
+    arguments = [item for item in REHEARSAL if item != "tracking=none"]
+    done = sdbatch(*arguments, "tracking.uri=http://127.0.0.1:9", "seed=range(0,3)", "-m")
+    assert done.returncode == 0
+    assert "not yet sent" in done.stdout
+    assert "sdbatch track sweep" in done.stdout
+    sent = sdbatch("track", "sweep", f"uri=sqlite:///{workspace / 'own.db'}")
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert (workspace / "own.db").stat().st_size > 0
