@@ -13,6 +13,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from sdbatch.config.schema import FILE_GROUPS
 from tests.weights import dialects
 from tests.weights.writer import write_safetensors
 
@@ -34,6 +35,7 @@ def narrow(tensors: dict[str, tuple[int, ...]], most: int = 32) -> dict[str, tup
 KINDS: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
     "checkpoints": narrow_checkpoint,
     "loras": lambda: narrow(dialects.kohya(dialects.unet_modules(32), rank=2)),
+    "text_encoders": lambda: narrow(dialects.clip("", 32)),
     "vae": lambda: dialects.ldm_vae(prefix="", width=8),
     "embeddings": lambda: {"emb_params": (2, 32)},
     "controlnet": lambda: narrow(dialects.diffusers_controlnet(32)),
@@ -48,7 +50,16 @@ def write_weight(path: Path, content: str = "") -> Path:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory with two LoRAs, two checkpoints, a VAE, an embedding, a ControlNet and a config folder."""
-    for name in ("loras/red", "loras/blue", "checkpoints/base", "checkpoints/other", "vae/soft", "embeddings/nice", "controlnet/edges"):
+    for name in (
+        "loras/red",
+        "loras/blue",
+        "checkpoints/base",
+        "checkpoints/other",
+        "vae/soft",
+        "text_encoders/fluent",
+        "embeddings/nice",
+        "controlnet/edges",
+    ):
         write_weight(tmp_path / "models" / f"{name}.safetensors")
     configs = tmp_path / "configs"
     configs.mkdir()
@@ -59,7 +70,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
     GlobalHydra.instance().clear()
     # Options of one test's models folder must not be options of the next one's.
-    for group in ("lora", "checkpoint", "vae", "embedding", "controlnet"):
+    for group in FILE_GROUPS:
         ConfigStore.instance().repo.pop(group, None)
 
 

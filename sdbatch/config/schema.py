@@ -117,6 +117,14 @@ class VaeConf:
 
 
 @dataclass
+class TextEncoderConf:
+    """The text encoder."""
+
+    file: str | None = None
+    """Unset: the one baked into the checkpoint."""
+
+
+@dataclass
 class LoraConf:
     """One adapter of the stack."""
 
@@ -250,6 +258,7 @@ class Config:
     family: FamilyConf = field(default_factory=FamilyConf)
     checkpoint: CheckpointConf = field(default_factory=CheckpointConf)
     vae: VaeConf = field(default_factory=VaeConf)
+    text_encoder: TextEncoderConf = field(default_factory=TextEncoderConf)
     lora: dict[str, LoraConf] = field(default_factory=dict)
     embedding: dict[str, EmbeddingConf] = field(default_factory=dict)
     controlnet: dict[str, ControlNetConf] = field(default_factory=dict)
@@ -286,7 +295,7 @@ class Config:
 STACKS = ("lora", "embedding", "controlnet")
 """Groups that hold an ordered set of items keyed by name."""
 
-FILE_GROUPS = ("checkpoint", "vae", *STACKS)
+FILE_GROUPS = ("checkpoint", "vae", "text_encoder", *STACKS)
 """Groups whose options are files of the models folder."""
 
 

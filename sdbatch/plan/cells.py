@@ -17,6 +17,7 @@ RECIPE_LEAVES = (
     "checkpoint.file",
     "checkpoint.prediction_type",
     "vae.file",
+    "text_encoder.file",
     "lora.*.file",
     "embedding.*.file",
     "controlnet.*.file",
@@ -43,12 +44,13 @@ class Files(Protocol):
 
 def recipe_of(config: Tree, files: Files) -> Recipe:
     """The recipe of a configuration."""
-    vae = get(config, "vae.file")
+    vae, text_encoder = get(config, "vae.file"), get(config, "text_encoder.file")
     return Recipe(
         family=config["family"]["name"],
         config=files.config(config["family"]["config"]).path,
         checkpoint=files.weight("checkpoint", config["checkpoint"]["file"]),
         vae=files.weight("vae", vae) if vae is not None else None,
+        text_encoder=files.weight("text_encoder", text_encoder) if text_encoder is not None else None,
         loras=_stack(config, "lora", files),
         embeddings=_stack(config, "embedding", files),
         controlnets=_stack(config, "controlnet", files),

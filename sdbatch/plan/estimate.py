@@ -36,7 +36,9 @@ def estimate(plan: Plan) -> Estimate:
 
 def describe(recipe: Recipe) -> str:
     """A recipe in one line: checkpoint, then what is added to it."""
-    added = [file.name for file in (recipe.vae, *recipe.loras, *recipe.embeddings, *recipe.controlnets) if file is not None]
+    added = [
+        file.name for file in (recipe.vae, recipe.text_encoder, *recipe.loras, *recipe.embeddings, *recipe.controlnets) if file is not None
+    ]
     return " + ".join([recipe.checkpoint.name, *added])
 
 

@@ -25,6 +25,7 @@ FILE_LEAVES = {
     "family.config": "config",
     "checkpoint.file": "checkpoint",
     "vae.file": "vae",
+    "text_encoder.file": "text_encoder",
     "lora.*.file": "lora",
     "embedding.*.file": "embedding",
     "controlnet.*.file": "controlnet",

@@ -138,7 +138,7 @@ def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
             [(recipe.engine, recipe.family, recipe.config, recipe.checkpoint, recipe.prediction_type, recipe.dtype) for recipe in recipes]
         ),
         ranks([recipe.controlnets for recipe in recipes]),
-        ranks([recipe.vae for recipe in recipes]),
+        ranks([(recipe.vae, recipe.text_encoder) for recipe in recipes]),
         ranks([recipe.loras for recipe in recipes]),
         ranks([recipe.embeddings for recipe in recipes]),
     ]

@@ -23,6 +23,9 @@ from sdbatch.plan.tree import expand, get, has, overlay
 BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
 
+OPTIONAL_FILES = ("vae.file", "text_encoder.file", "controlnet.*.image")
+"""Files that may be left out, or whose absence a rule tells better."""
+
 Digests = dict[tuple[str, str], str]
 
 
@@ -118,7 +121,7 @@ def _named_files(draft: Draft) -> list[tuple[str, str, Any]]:
             for key, _ in expand(plain, pattern):
                 value = get(plain, key)
                 swept = draft.columns.get(key)
-                if value is None and (pattern in ("vae.file", "controlnet.*.image") or swept is not None):
+                if value is None and (pattern in OPTIONAL_FILES or swept is not None):
                     continue
                 named[key, group, value] = None
     for key, column in draft.columns.items():

@@ -41,6 +41,7 @@ def test_every_key_that_decides_the_image_changes_the_id() -> None:
         "negative_prompt=b",
         "sampler=ddim",
         "vae=soft",
+        "text_encoder=fluent",
         "checkpoint=other",
         "lora=[blue]",
         "lora=[red,blue]",
