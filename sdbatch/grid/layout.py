@@ -38,6 +38,8 @@ class Style:
     """How images are scaled: `lanczos`, or `nearest` to see their pixels."""
     captions: tuple[str, ...] | None = None
     """Parameters to print under every image, such as `("seed",)`; None: those that change together with an axis."""
+    line_px: int = 1800
+    """Sections stand side by side up to this width."""
     max_pages: int = 24
     """Pages at most; what comes after them is told on each page."""
 
@@ -51,6 +53,10 @@ class Block:
     rows: tuple[Value, ...]
     headed: bool = True
     """False for the later lines of a single axis: they continue the one above."""
+
+
+Shelf = tuple[Block, ...]
+"""Blocks side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,19 @@ class Measures:
         """Row headers and images."""
         return self.row_header_w + len(block.columns) * (self.cell_w + self.gap) - self.gap
 
+    @property
+    def between(self) -> int:
+        """Space between two blocks of a shelf."""
+        return self.text * 2
+
+    def shelf_width(self, shelf: Shelf) -> int:
+        """Of its blocks with the space between them."""
+        return sum(self.block_width(block) for block in shelf) + self.between * (len(shelf) - 1)
+
+    def shelf_height(self, shelf: Shelf) -> int:
+        """Of its highest block."""
+        return max(self.block_height(block) for block in shelf)
+
     def block_height(self, block: Block) -> int:
         """Headings, headers, images and the space below."""
         images = len(block.rows) * (self.cell_h + self.caption_h + self.gap) - self.gap
@@ -128,18 +147,32 @@ def cut_blocks(axes: Axes, style: Style, measures: Measures) -> list[Block]:
     ]
 
 
-def fill_pages(blocks: Sequence[Block], style: Style, measures: Measures) -> list[list[Block]]:
-    """Blocks onto pages in their order; a page is full when the next block would pass the limit of pixels."""
-    pages: list[list[Block]] = []
+def fill_pages(blocks: Sequence[Block], style: Style, measures: Measures) -> list[list[Shelf]]:
+    """Blocks onto pages in their order; a page is full when the next shelf would pass the limit of pixels."""
+    pages: list[list[Shelf]] = []
     width = height = 0
-    for block in blocks:
-        block_w, block_h = measures.block_width(block), measures.block_height(block)
-        if not pages or max(width, block_w) * (height + block_h) > style.max_page_px:
+    for shelf in fill_shelves(blocks, style, measures):
+        shelf_w, shelf_h = measures.shelf_width(shelf), measures.shelf_height(shelf)
+        if not pages or max(width, shelf_w) * (height + shelf_h) > style.max_page_px:
             pages.append([])
             width = height = 0
-        pages[-1].append(block)
-        width, height = max(width, block_w), height + block_h
+        pages[-1].append(shelf)
+        width, height = max(width, shelf_w), height + shelf_h
     return pages
+
+
+def fill_shelves(blocks: Sequence[Block], style: Style, measures: Measures) -> list[Shelf]:
+    """Whole sections side by side as far as they fit; parts of one section stay below each other."""
+    shelves: list[Shelf] = []
+    whole = {block.section for block in blocks if sum(other.section == block.section for other in blocks) == 1}
+    for block in blocks:
+        wider = (*shelves[-1], block) if shelves else (block,)
+        beside = len(wider) > 1 and whole.issuperset(part.section for part in wider)
+        if beside and measures.shelf_width(wider) <= style.line_px:
+            shelves[-1] = wider
+        else:
+            shelves.append((block,))
+    return shelves
 
 
 def measure(axes: Axes, image_size: tuple[int, int], style: Style) -> Measures:

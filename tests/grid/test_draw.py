@@ -49,11 +49,18 @@ def test_every_image_lands_in_its_column_and_row() -> None:
         assert box == (left, top, left + 160, top + 160), "enlarged to the least size of a cell, at its place"
 
 
-def test_sections_stand_below_each_other() -> None:
+def test_sections_stand_side_by_side_as_far_as_they_fit() -> None:
     table = make_table(*cross(lora_a=[0.0, 1.0], prompt=["a fox", "a cup"], seed=[1, 2]))
     axes = choose_axes(read_entries(table), x="lora.a.weight", y="seed", z="prompt")
     colours = {("a fox", 1, 1.0): RED, ("a cup", 1, 1.0): BLUE}
-    picture = one(draw_grid(table, axes, painter(colours, "prompt", "seed", "lora.a.weight")))
+    paint = painter(colours, "prompt", "seed", "lora.a.weight")
+    beside = one(draw_grid(table, axes, paint))
+    fox, cup = where(beside, RED), where(beside, BLUE)
+    assert fox is not None
+    assert cup is not None
+    assert fox[1] == cup[1]
+    assert fox[0] < cup[0]
+    picture = one(draw_grid(table, axes, paint, Style(line_px=600)))
     fox, cup = where(picture, RED), where(picture, BLUE)
     assert fox is not None
     assert cup is not None
