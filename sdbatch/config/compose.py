@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# pyright: reportPrivateUsage=false
+# OmegaConf has no public way to a node, nor to convert one value.
+
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence

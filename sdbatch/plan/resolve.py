@@ -81,8 +81,8 @@ def _check_ranges(draft: Draft, faults: FaultList) -> None:
             faults.add(key, message)
     for key, column in draft.columns.items():
         rule = RULES.get(_pattern(key))
-        for value in column.values if rule is not None else ():
-            if not rule.test(value):
+        for value in column.values:
+            if rule is not None and not rule.test(value):
                 faults.add(key, rule.message(value))
 
 
