@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from sdbatch.run import claim
 from sdbatch.run.device import find_places
 from sdbatch.run.display import build_watcher
 from sdbatch.run.prepare import Job
+from sdbatch.run.projecting import Projecting
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Supervisor, Tally
 from sdbatch.tracking.target import redact
@@ -68,17 +67,17 @@ def run_job(job: Job) -> Outcome:
         about = folder.read_about()
         facts = {"name": job.settings.name, "plan_id": job.plan.plan_id, "cells": len(job.plan), "axes": job.axes, "versions": versions()}
         folder.write_about({**about, **facts, "settings": redacted(job.settings)})
-        return _supervise(folder, job.settings, state)
+        return _supervise(folder, job.settings, job.settings.tracking_uri, state)
 
 
-def resume(path: Path) -> Outcome:
-    """Go on with the sweep in a folder. Raises FolderError when there is none."""
+def resume(path: Path, uri: str | None = None) -> Outcome:
+    """Go on with the sweep in a folder; `uri` is its tracking server, where that has a password. Raises FolderError."""
     folder = SweepFolder(path)
     if not folder.plan.is_file():
         raise FolderError(f"{path}: there is no sweep to go on with (no plan.parquet). Give the folder of a sweep, such as outputs/NAME.")
     with folder.lock():
         settings = Settings.from_dict(folder.read_about().get("settings", {"name": path.name}))
-        return _supervise(folder, settings, recover(folder, retry_faulty=True))
+        return _supervise(folder, settings, uri or settings.tracking_uri, recover(folder, retry_faulty=True))
 
 
 def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
@@ -99,7 +98,7 @@ def _lost_adopted(plan: PlanFile, state: Committed) -> bool:
     return any(shard < 0 and image_id not in done for ids, shards in plan.iter_ids() for image_id, shard in zip(ids, shards, strict=True))
 
 
-def _supervise(folder: SweepFolder, settings: Settings, state: Committed) -> Outcome:
+def _supervise(folder: SweepFolder, settings: Settings, uri: str | None, state: Committed) -> Outcome:
     plan = PlanFile(folder.plan)
     done = state.done
     before = sum(sum(image_id in done for image_id in ids) for ids, _ in plan.iter_ids())
@@ -110,7 +109,9 @@ def _supervise(folder: SweepFolder, settings: Settings, state: Committed) -> Out
         recipes = "1 recipe" if len(plan.recipes) == 1 else f"{len(plan.recipes)} recipes"
         devices = ", ".join(place.device for place in places)
         sys.stderr.write(f"{settings.name}: {_ask(plan.cells, before)}, {recipes}, on {devices}\n")
-        tally = Supervisor(folder, places, tally.total, build_watcher(settings.name)).run()
+        watcher = Projecting(build_watcher(settings.name), folder, settings, uri)
+        tally = Supervisor(folder, places, tally.total, watcher).run()
+        watcher.close()
         claim.remove(folder.claims)
         if len(folder.parts()) > MANY_PARTS:
             merge_parts(folder)
@@ -139,11 +140,3 @@ def config_text(job: Job) -> str:
     axes = "".join(f"#   {key}: {count} values\n" for key, count in job.axes.items()) or "#   none\n"
     head = f"# {job.settings.name}: {len(job.plan)} images. Axes (their values are in plan.parquet):\n{axes}"
     return redact(head + yaml.safe_dump(job.config, sort_keys=False, allow_unicode=True, width=140))
-
-
-def start_tracking(outcome: Outcome, uri: str | None) -> subprocess.Popen[bytes]:
-    """Project the rows in a process of its own, so that mlflow's import and a slow server cost this one nothing."""
-    command = [sys.executable, "-m", "sdbatch", "track", str(outcome.folder.path), f"experiment={outcome.settings.experiment}"]
-    # By the environment: a password in the URI must not show in the list of processes.
-    environment = {**os.environ, **({"MLFLOW_TRACKING_URI": uri} if uri else {})}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sdbatch.errors import SdbatchError
 from sdbatch.run.display import duration
-from sdbatch.run.launch import Outcome, start_tracking
+from sdbatch.run.launch import Outcome
+from sdbatch.run.projecting import start_tracking
 from sdbatch.tracking.cursor import CURSOR
 from sdbatch.tracking.target import redact
 
@@ -82,7 +83,7 @@ def _track(outcome: Outcome, uri: str | None) -> Callable[[], list[str]]:
     if not outcome.tally.total and (outcome.folder.path / CURSOR).is_file():
         place = f", to {redact(uri)}" if uri else ""
         return lambda: [f"  mlflow   sent before{place}; `sdbatch track {outcome.folder.path}` sends what is missing"]
-    process = start_tracking(outcome, uri)
+    process = start_tracking(outcome.folder, outcome.settings, uri)
 
     def wait() -> list[str]:
         output, _ = process.communicate()

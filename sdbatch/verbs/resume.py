@@ -14,5 +14,5 @@ def main(arguments: Sequence[str]) -> int:
     from sdbatch.run.launch import resume
     from sdbatch.verbs.report import finish
 
-    outcome = resume(Path(words["OUT"]))
+    outcome = resume(Path(words["OUT"]), words["uri"] or None)
     return finish(outcome, words["uri"] or outcome.settings.tracking_uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,4 +56,25 @@ def test_a_tracking_server_that_is_down_costs_no_image(workspace: Path, sdbatch:
     assert "sdbatch track sweep" in done.stdout
     sent = sdbatch("track", "sweep", f"uri=sqlite:///{workspace / 'own.db'}")
     assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert (workspace / "own.db").stat().st_size > 0
+
+
+def test_a_long_sweep_shows_itself_in_mlflow_while_it_runs(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    from sdbatch.run import projecting
+
+    monkeypatch.setattr(projecting, "EVERY_S", 0.5)
+    started: list[bool] = []
+    start = projecting.start_tracking
+
+    def counted(*given: Any, **named: Any) -> Any:
+        started.append(named["running"])
+        return start(*given, **named)
+
+    monkeypatch.setattr(projecting, "start_tracking", counted)
+    tracked = [item for item in REHEARSAL if item != "tracking=none"]
+    uri = f"tracking.uri=sqlite:///{workspace / 'own.db'}"
+    arguments = [*tracked, uri, "prompt=drill:slow", "seed=range(0,24)", "batch_size=4", "steps=4", "-m"]
+    assert run_job(prepare(read_arguments(arguments))).exit_code == 0
+    assert started
+    assert all(started)
     assert (workspace / "own.db").stat().st_size > 0
