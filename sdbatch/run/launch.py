@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import yaml
 
 from sdbatch import __version__
-from sdbatch.errors import FolderError
+from sdbatch.errors import FolderError, WeightFileError
+from sdbatch.plan.files import config_sha256
 from sdbatch.plan.store import PlanFile, write_plan
+from sdbatch.results.disk import write_file
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
 from sdbatch.results.upkeep import merge_parts, recover
@@ -24,6 +27,7 @@ from sdbatch.run.projecting import Projecting
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Supervisor, Tally
 from sdbatch.tracking.target import redact
+from sdbatch.weights.hashes import Hasher
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "mlflow", "hydra-core")
 MANY_PARTS = 256
@@ -63,7 +67,7 @@ def run_job(job: Job) -> Outcome:
     with folder.lock():
         state = recover(folder, retry_faulty=True)
         settle_plan(folder, job, state)
-        folder.config.write_text(config_text(job), encoding="utf-8")
+        write_file(folder.config, config_text(job).encode())
         about = folder.read_about()
         facts = {"name": job.settings.name, "plan_id": job.plan.plan_id, "cells": len(job.plan), "axes": job.axes, "versions": versions()}
         folder.write_about({**about, **facts, "settings": redacted(job.settings)})
@@ -76,8 +80,22 @@ def resume(path: Path, uri: str | None = None) -> Outcome:
     if not folder.plan.is_file():
         raise FolderError(f"{path}: there is no sweep to go on with (no plan.parquet). Give the folder of a sweep, such as outputs/NAME.")
     with folder.lock():
+        check_files(PlanFile(folder.plan))
         settings = Settings.from_dict(folder.read_about().get("settings", {"name": path.name}))
         return _supervise(folder, settings, uri or settings.tracking_uri, recover(folder, retry_faulty=True))
+
+
+def check_files(plan: PlanFile) -> None:
+    """Refuse to go on when a file is not what it was when the plan was made: its images would not be the plan's."""
+    hasher = Hasher()
+    for (group, asked), file in plan.files.items():
+        path = Path(file.path)
+        if not path.exists():
+            raise WeightFileError(f"{group}={asked}: {path} is gone. Put it back, or run the sweep's own command again to plan without it.")
+        found = config_sha256(path) if group == "config" else hasher.sha256(path)
+        if found != file.sha256:
+            said = f"{group}={asked}: {path} has changed since the plan was made ({file.sha256[:10]}, now {found[:10]})."
+            raise WeightFileError(f"{said} Run the sweep's own command again: it makes the images of the new file, and keeps the old.")
 
 
 def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
@@ -85,10 +103,11 @@ def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
 
     Keeping it matters: the shards and so the batches stay as they were, and a resumed sweep makes the same bytes.
     """
-    if folder.plan.is_file():
+    there: PlanFile | None = None
+    with suppress(FolderError):  # missing or damaged: written anew
         there = PlanFile(folder.plan)
-        if there.plan_id == job.plan.plan_id and not _lost_adopted(there, state):
-            return
+    if there is not None and there.plan_id == job.plan.plan_id and not _lost_adopted(there, state):
+        return
     write_plan(job.plan.adopt(state.done), folder.plan)
 
 

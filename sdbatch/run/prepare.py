@@ -20,7 +20,7 @@ from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import canonical
 from sdbatch.plan.plan import Plan
 from sdbatch.plan.resolve import resolve
-from sdbatch.plan.tree import Tree
+from sdbatch.plan.tree import Tree, overlay
 from sdbatch.run.settings import Settings, read_settings
 
 LAUNCHERS = ("local",)
@@ -45,16 +45,17 @@ def prepare(arguments: Arguments) -> Job:
     request = read_request(composer, arguments.overrides, arguments.mode)
     base = composer.compose(request.fixed, request.literals)
     space, exclude = read_space(composer, request, base)
-    draft = expand(Sweep(space, exclude, request.values, _composing(composer, request, base), composer.is_group))
+    draft = expand(Sweep(space, exclude, request.values, _Composing(composer, request, base), composer.is_group))
     axes = {key: len(column.values) for key, column in {**draft.labels, **draft.columns}.items()}
     name = _name(arguments, base)
     plan = resolve(draft, name, identity_defaults(), FileBook(composer.catalog))
     launcher = _launcher(base)
     settings = read_settings(base.plain, name, launcher)
-    return Job(plan, settings, _out(base.plain, name, axes), base.plain, axes)
+    config = overlay(base.plain, request.values)
+    return Job(plan, settings, _out(config, name, axes), config, axes)
 
 
-class _composing:  # noqa: N801 - reads as a verb where it is used
+class _Composing:
     """Compose with further overrides, each distinct list once."""
 
     def __init__(self, composer: Composer, request: Request, base: Composition) -> None:

@@ -135,6 +135,9 @@ def test_the_folder_stays_when_an_axis_grows_and_changes_with_what_is_fixed() ->
     assert short.out != job_of("seed=range(0,2)", "lora=red,blue", "steps=9").out
     assert short.out == job_of("seed=range(0,9)", "lora=red,blue").out
     assert long.out != short.out
+    weak, strong = job_of("lora=[red]", "lora.red.weight=0.1"), job_of("lora=[red]", "lora.red.weight=0.9")
+    assert weak.out != strong.out
+    assert weak.config["lora"]["red"]["weight"] == 0.1
 
 
 def test_excluding_everything_is_said() -> None:

@@ -157,6 +157,10 @@ def test_a_changed_weight_file_makes_other_images_and_keeps_the_old(workspace: P
     sdbatch(*REHEARSAL, "lora=[red]", "seed=1", check=True)
     old = images(workspace / "sweep")
     write_weight(workspace / "models/loras/red.safetensors", "retrained")
+    resumed = sdbatch("resume", "sweep")
+    assert resumed.returncode == 2
+    assert "lora=red" in resumed.stderr
+    assert "has changed since the plan was made" in resumed.stderr
     sdbatch(*REHEARSAL, "lora=[red]", "seed=1", check=True)
     new = images(workspace / "sweep")
     assert old.items() < new.items()
