@@ -4,7 +4,6 @@ from __future__ import annotations
 
 # pyright: reportPrivateUsage=false
 # OmegaConf has no public way to a node, nor to convert one value.
-
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence

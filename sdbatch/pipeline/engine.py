@@ -1,13 +1,12 @@
-"""What the worker asks of a pipeline, and the table of the two that answer. Nothing here imports torch."""
+"""What the worker asks of a pipeline. Nothing here imports torch."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from sdbatch.cell import Cell, Picture, Recipe
-from sdbatch.errors import CellError, ConfigError, did_you_mean
+from sdbatch.errors import CellError
 
 OnStep = Callable[[int, int], None]
 """Called after each model call with (done, total): the heartbeat."""
@@ -59,26 +58,3 @@ def batch_key(cell: Cell) -> Hashable:
     Seeds, prompts, guidance scales, adapter strengths, clip skips and control images may differ inside it.
     """
     return (cell.recipe, cell.width, cell.height, cell.steps, cell.sampler, len(cell.controls))
-
-
-def build_engine(name: str, device: str = "cpu", threads: int | None = None) -> Engine:
-    """The engine of a recipe's `engine`, on one device (`cpu`, `cuda`, `cuda:1`).
-
-    Side effects: sets OMP_WAIT_POLICY for this process unless it is set; without effect where torch is loaded already.
-
-    Raises:
-        ConfigError: no such engine.
-    """
-    match name:
-        case "diffusers":
-            # Read when torch is loaded. Threads that wait spinning burn three times the CPU time of the work on a busy machine.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            from sdbatch.pipeline.diffusers_engine import DiffusersEngine  # torch and diffusers: 6 s of CPU
-
-            return DiffusersEngine(device, threads)
-        case "rehearsal":
-            from sdbatch.pipeline.rehearsal import RehearsalEngine  # beside it for symmetry
-
-            return RehearsalEngine(device, threads)
-        case _:
-            raise ConfigError(f"engine: there is no engine {name!r}. {did_you_mean(name, ('diffusers', 'rehearsal'))}")

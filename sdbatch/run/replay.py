@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdbatch.cell import Cell, Picture
-from sdbatch.pipeline.engine import build_engine
+from sdbatch.pipeline.build import build_engine
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.device import find_places

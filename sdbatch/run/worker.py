@@ -14,7 +14,8 @@ from itertools import groupby
 
 from sdbatch.cell import Cell
 from sdbatch.errors import CellError, FolderError, SdbatchError
-from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch, batch_key, build_engine
+from sdbatch.pipeline.build import build_engine
+from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch, batch_key
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.commit import read_part
 from sdbatch.results.folder import SweepFolder

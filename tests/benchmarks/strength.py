@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sdbatch.cell import Cell, Strength
 from sdbatch.config.arguments import read_arguments
-from sdbatch.pipeline.engine import Engine, build_engine
+from sdbatch.pipeline.build import build_engine
+from sdbatch.pipeline.engine import Engine
 from sdbatch.run.prepare import prepare
 
 ROUNDS = 20

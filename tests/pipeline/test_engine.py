@@ -15,8 +15,9 @@ import torch
 from sdbatch.cell import Cell, Control, Picture, Strength
 from sdbatch.errors import CellError, ConfigError, WeightFileError
 from sdbatch.families import SAMPLERS
-from sdbatch.pipeline import OutOfMemory, batch_key, build_engine
+from sdbatch.pipeline.build import build_engine
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
+from sdbatch.pipeline.engine import OutOfMemory, batch_key
 from tests.adapters.lora_files import attention_layers, conv_layers, kohya
 from tests.pipeline.models import (
     TinyModel,

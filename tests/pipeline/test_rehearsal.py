@@ -7,7 +7,7 @@ import pytest
 
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import ConfigError
-from sdbatch.pipeline import build_engine
+from sdbatch.pipeline.build import build_engine
 from sdbatch.pipeline.rehearsal import RehearsalEngine, draw_pattern
 from tests.pipeline.models import make_cell
 
