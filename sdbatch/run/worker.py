@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,9 @@ class Worker:
         self.claims = Claims(self.folder.claims, self.place.name)
         self.crashes = Crashes(self.folder.claims)
         self.done: set[str] = set()
+        """Of the shard in work: ids that were committed before."""
+        self.open = OpenShards()
+        self.waiting: _Waiting | None = None
         self.engines: dict[str, Engine] = {}
 
     def run(self) -> int:
@@ -85,26 +89,33 @@ class Worker:
 
     def _report(self, rows: list[Row]) -> None:
         good = [row["image_id"] for row in rows if row["status"] == "ok"]
-        self.reporter.send(Committed(len(good), len(rows) - len(good), [row["image_id"] for row in rows]))
+        image_ids = [row["image_id"] for row in rows]
+        self.reporter.send(Committed(len(good), len(rows) - len(good), image_ids))
+        for shard in self.open.close(image_ids):
+            self.claims.finish(shard)
 
     def _work(self, writer: BlockWriter) -> None:
-        for shard in self.claims.iter_open(self.plan.shards, self.place.index, self.place.workers):
-            self.stop.check()
-            if not self.claims.take(shard):
-                continue
-            try:
-                self._make_shard(shard, writer)
-                writer.flush()
-            except BaseException:
+        """Shard after shard. The last block of one is decoded and committed while the first of the next is denoised."""
+        try:
+            for shard in self.claims.iter_open(self.plan.shards, self.place.index, self.place.workers):
+                self.stop.check()
+                if self.claims.take(shard):
+                    self._make_shard(shard, writer)
+        finally:
+            # Also when a stop was asked for: what is denoised is not thrown away.
+            self._settle(writer)
+            writer.flush()
+            for shard in self.open.shards():
                 self.claims.drop(shard)
-                raise
-            self.claims.finish(shard)
 
     def _make_shard(self, shard: int, writer: BlockWriter) -> None:
         cells = self.plan.shard(shard)
         self.done = shard_done(self.folder, shard)
-        if all(cell.image_id in self.done for cell in cells):
+        missing = [cell.image_id for cell in cells if cell.image_id not in self.done]
+        if not missing:
+            self.claims.finish(shard)
             return
+        self.open.begin(shard, missing)
         try:
             engine = self._engine(cells[0])
         except SdbatchError as error:
@@ -116,24 +127,19 @@ class Worker:
     def _make_blocks(self, shard: int, todo: list[list[Cell]], engine: Engine, writer: BlockWriter) -> None:
         """Denoise block after block; decoding and committing one overlaps denoising the next."""
         crashes = self.crashes.read()
-        waiting: _Waiting | None = None
-        try:
-            for block in todo:
-                if all(cell.image_id in self.done for cell in block):
-                    continue
-                self.stop.check()
-                worst = max(crashes.get(cell.image_id, 0) for cell in block)
-                if worst >= ISOLATE_CRASHES:
-                    waiting = self._settle(waiting, writer)
-                    self._make_alone(shard, block, crashes, engine, writer)
-                    continue
-                self.reporter.send(Started(shard, [cell.image_id for cell in block]))
-                started = self._start(engine, block)
-                self._settle(waiting, writer)
-                waiting = _Waiting(shard, started, worst + 1)
-        finally:
-            # Also when a stop was asked for: what is denoised is not thrown away.
-            self._settle(waiting, writer)
+        for block in todo:
+            if all(cell.image_id in self.done for cell in block):
+                continue
+            self.stop.check()
+            worst = max(crashes.get(cell.image_id, 0) for cell in block)
+            if worst >= ISOLATE_CRASHES:
+                self._settle(writer)
+                self._make_alone(shard, block, crashes, engine, writer)
+                continue
+            self.reporter.send(Started(shard, [cell.image_id for cell in block]))
+            started = self._start(engine, block)
+            self._settle(writer)
+            self.waiting = _Waiting(shard, started, worst + 1, self.done)
 
     def _make_alone(self, shard: int, block: list[Cell], crashes: dict[str, int], engine: Engine, writer: BlockWriter) -> None:
         """The cells of a block that kills workers, one at a time, so that only the one to blame is failed."""
@@ -146,13 +152,15 @@ class Worker:
                 writer.put(shard, [Failure(cell, error)], attempts)
                 continue
             self.reporter.send(Started(shard, [cell.image_id]))
-            self._settle(_Waiting(shard, self._start(engine, [cell]), attempts + 1), writer)
+            self.waiting = _Waiting(shard, self._start(engine, [cell]), attempts + 1, self.done)
+            self._settle(writer)
             writer.flush()
 
-    def _settle(self, waiting: _Waiting | None, writer: BlockWriter) -> None:
-        """Decode a waiting block and hand it to the writer."""
+    def _settle(self, writer: BlockWriter) -> None:
+        """Decode the waiting block and hand it to the writer."""
+        waiting, self.waiting = self.waiting, None
         if waiting is not None:
-            outcomes = [outcome for outcome in waiting.outcomes() if outcome.cell.image_id not in self.done]
+            outcomes = [outcome for outcome in waiting.outcomes() if outcome.cell.image_id not in waiting.done]
             writer.put(waiting.shard, outcomes, waiting.attempts)
 
     def _engine(self, cell: Cell) -> Engine:
@@ -204,6 +212,34 @@ class Worker:
         self.stop.at_step(done, total, time.monotonic())
 
 
+class OpenShards:
+    """Claimed shards and what is still to be committed of each. Used by the worker's thread and the writer's."""
+
+    def __init__(self) -> None:
+        self._left: dict[int, set[str]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, shard: int, image_ids: Sequence[str]) -> None:
+        """The cells a shard needs, at least one."""
+        with self._lock:
+            self._left[shard] = set(image_ids)
+
+    def close(self, image_ids: Sequence[str]) -> list[int]:
+        """These are committed; returns the shards that need nothing more."""
+        with self._lock:
+            for left in self._left.values():
+                left.difference_update(image_ids)
+            finished = [shard for shard, left in self._left.items() if not left]
+            for shard in finished:
+                del self._left[shard]
+        return finished
+
+    def shards(self) -> list[int]:
+        """Shards that are not finished."""
+        with self._lock:
+            return list(self._left)
+
+
 @dataclass
 class _Waiting:
     """A block whose denoising is done and whose decoding overlaps the next."""
@@ -211,6 +247,8 @@ class _Waiting:
     shard: int
     started: list[tuple[list[Cell], PendingBatch | str]]
     attempts: int
+    done: set[str]
+    """Ids that were committed before: cells that are denoised again only to keep the batch whole."""
 
     def outcomes(self) -> list[Outcome]:
         """Decode."""
