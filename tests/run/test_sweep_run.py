@@ -68,7 +68,7 @@ def test_a_deleted_image_is_made_again_and_nothing_else(workspace: Path, sdbatch
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_resumes_to_what_an_undisturbed_one_makes(workspace: Path, sdbatch: Sdbatch, how: signal.Signals) -> None:
-    sweep = [*REHEARSAL, "seed=range(0,24)", "batch_size=4", "prompt=drill:slow", "steps=6", "-m"]
+    sweep = [*REHEARSAL, "seed=range(0,24)", "batch_size=4", "prompt=drill:slow", "steps=8", "-m"]
     assert sdbatch(*sweep, "out=whole").returncode == 0
     driver = subprocess.Popen(
         [sys.executable, "-m", "sdbatch", *sweep], cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
