@@ -1,6 +1,6 @@
 """What changing only a LoRA strength, only the seed, or only the prompt costs beyond the batch.
 
-    python -m tests.benchmarks.strength
+python -m tests.benchmarks.strength
 """
 
 from __future__ import annotations
