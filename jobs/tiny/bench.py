@@ -19,7 +19,7 @@ class Bench:
 
     embedded: Path
     out: Path
-    lora_nouns: int = 68  # nouns per LoRA and strength
+    lora_nouns: int = 48  # nouns per LoRA and strength
     control_nouns: int = 34  # nouns per ControlNet measurement
     nouns: list[emoji.Noun] = field(default_factory=emoji.load_nouns)
 

@@ -36,18 +36,25 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
     parser.add_argument("--out", type=Path, help="training folder: reference pictures are cached, sheets written there")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--recognised", type=int, help="how many of the 64 pictures of common.png a person recognised")
     arguments = parser.parse_args()
     config = load_config([])
     torch.set_num_threads(arguments.threads)
     b = Bench(EMBEDDED, arguments.out or Path(config["out"]))
     path = EMBEDDED / "evaluation.json"
-    for name in arguments.parts or PARTS:
-        figures = PARTS[name](b)
-        print(name, json.dumps(figures, ensure_ascii=False), flush=True)
-        results = json.loads(path.read_text()) if path.exists() else {}
-        results[name] = figures
-        path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    if arguments.recognised is not None:
+        keep(path, "by_eye", {"recognised": arguments.recognised, "of": 64})
+    for name in arguments.parts or ([] if arguments.recognised is not None else PARTS):
+        keep(path, name, PARTS[name](b))
     card.write_card(config, EMBEDDED)
+
+
+def keep(path: Path, name: str, figures: dict[str, Any]) -> None:
+    """Print one part's figures and put them among the saved ones."""
+    print(name, json.dumps(figures, ensure_ascii=False), flush=True)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = figures
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
+def colour_cells(rgb: np.ndarray) -> np.ndarray:
+    """Mean colours of 16 × 16 cells. Shapes: [n, h, w, 3] → [n, 16, 16, 3]."""
+    return _blocks(rgb, COLOUR_CELLS)
+
+
 def describe_arrays(rgb: np.ndarray) -> np.ndarray:
     """Features of float pictures [n, 128, 128, 3] in 0..1: one unit row per picture."""
-    colours = 1 - _blocks(rgb, COLOUR_CELLS)  # distance from white paper
+    colours = 1 - colour_cells(rgb)  # distance from white paper
     edges = _edge_directions(rgb @ picture.LUMINANCE)
     return _unit(np.concatenate([_unit(colours), EDGE_WEIGHT * _unit(edges)], 1))
 

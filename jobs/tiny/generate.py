@@ -32,14 +32,15 @@ def assemble(
 
 
 def load_parts(out: Path, unet: UNet2DConditionModel | None = None) -> StableDiffusionPipeline:
-    """The pipeline of a training folder, with its averaged U-Net or the given one."""
-    return assemble(
+    """The pipeline of a training folder, with its averaged U-Net or the given one, on that one's device."""
+    pipe = assemble(
         AutoencoderKL.from_pretrained(out / "vae").eval(),
         CLIPTextModel.from_pretrained(out / "text_encoder").eval(),
         CLIPTokenizer.from_pretrained(out / "tokenizer"),
         unet or UNet2DConditionModel.from_pretrained(out / "unet").eval(),
         DDIMScheduler.from_pretrained(out / "scheduler"),
     )
+    return pipe.to(pipe.unet.device)
 
 
 @torch.no_grad()

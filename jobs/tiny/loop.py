@@ -62,7 +62,7 @@ def build_optimizers(settings: LoopSettings, parameters: dict[str, nn.Parameter]
         {"params": [value for value in rest if value.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99))]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99))] if groups else []
     if inner:
         matrices = [parameters[name] for name in parameters if name in inner]
         optimizers.append(Muon(matrices, settings.lr, settings.weight_decay))

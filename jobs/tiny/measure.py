@@ -1,17 +1,20 @@
 """Measurements of the base: speed, retrieval, composition, robustness, the two forms, the samplers."""
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from PIL import Image
 
 from jobs.tiny import bench, feature, generate, picture, scene
 from jobs.tiny.bench import Bench, share
 
 Figures = dict[str, Any]
 SEEDS = (0, 1, 2, 3)
+BORDER_PX = 4
 LONG_PROMPT = "a dog " + "and a very nice big cat on a small blue boat " * 20
 ODD_PROMPTS = ("", "zxqv wombat flurble", LONG_PROMPT, "!!! 🦄 ((dog)) <lora:x:1> \\", "ein Hund, кот, 犬")
 COMMON = (
@@ -61,10 +64,33 @@ def _ideals(b: Bench, kind: str) -> tuple[list[scene.Scene], np.ndarray]:
     return scenes, feature.describe_arrays(np.stack([b.draw(item) for item in scenes]))
 
 
+def read_backgrounds(images: list[Image.Image]) -> list[str | None]:
+    """The named background nearest to the median colour of each picture's border."""
+    rgb = feature.to_array(images)
+    ring = np.ones(rgb.shape[1:3], bool)
+    ring[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
+    names: list[str | None] = [None, *picture.BACKGROUNDS]
+    colours = np.array([picture.WHITE, *picture.BACKGROUNDS.values()]) / 255
+    found = np.median(rgb[:, ring], axis=1)
+    return [names[number] for number in np.linalg.norm(found[:, None] - colours, axis=-1).argmin(1)]
+
+
+def read_tints(b: Bench, images: list[Image.Image]) -> list[str | None]:
+    """The tint whose ideal picture of the same noun has the nearest colours, cell by cell."""
+    names: list[str | None] = [None, *picture.TINTS]
+    found = []
+    for index, cells in enumerate(feature.colour_cells(feature.to_array(images))):
+        ideals = np.stack([b.draw(scene.Scene(index, "tint", tint=name)) for name in names])
+        distances = np.linalg.norm((feature.colour_cells(ideals) - cells).reshape(len(names), -1), axis=1)
+        found.append(names[distances.argmin()])
+    return found
+
+
 def measure_composition(b: Bench) -> Figures:
-    """Held-out pairs: the nearest ideal picture of all nouns × all colours must be the prompted pair."""
+    """Held-out pairs: is the colour right, is the noun (the nearest ideal of all nouns × colours), are both?"""
     figures: Figures = {}
     templates = {"tint": "a {colour} {noun}", "background": "a {noun} on a {colour} background"}
+    readers = {"tint": partial(read_tints, b), "background": read_backgrounds}
     held = {"tint": scene.held_out_tint, "background": scene.held_out_background}
     for kind, template in templates.items():
         scenes, references = _ideals(b, kind)
@@ -74,10 +100,7 @@ def measure_composition(b: Bench) -> Figures:
         features = feature.describe(images)
         found = [scenes[number] for number in feature.nearest(features, references)]
         nouns_right = [item.noun == index for index, item in enumerate(found)]
-        # The colour alone, given the noun: the nearest among that noun's own ideals.
-        count = len(references) // len(b.nouns)
-        own = np.einsum("nf,ncf->nc", features, references.reshape(len(b.nouns), count, -1)).argmax(1)
-        colour_right = [getattr(scenes[n], kind) == colour for n, colour in zip(own, colours, strict=True)]
+        colour_right = [name == colour for name, colour in zip(readers[kind](images), colours, strict=True)]
         both = np.logical_and(colour_right, nouns_right)
         figures[kind] = {"right": share(colour_right), "noun": share(nouns_right), "both": share(both)}
         b.show(images, f"held_out_{kind}", 16, prompts)

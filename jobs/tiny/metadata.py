@@ -54,5 +54,5 @@ def of_adapter(name: str, section: dict[str, Any], steps: int, pictures: int) ->
     if section["kind"] == "locon":
         header["ss_network_args"] = json.dumps({"algo": "locon", "conv_dim": str(rank), "conv_alpha": str(alpha), "preset": "full"})
     elif section["kind"] == "loha":
-        header["ss_network_args"] = json.dumps({"algo": "loha", "preset": "attn-mlp"})
+        header["ss_network_args"] = json.dumps({"algo": "loha", "preset": "attn-only"})
     return header

@@ -87,7 +87,8 @@ def draw(scene: Scene, pictures: np.ndarray) -> np.ndarray:
 
 def with_article(words: str) -> str:
     """ "a dog", "an apple"."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    vowel = words[0] in "aeiou" and not words.startswith("uni")
+    return f"{'an' if vowel else 'a'} {words}"
 
 
 def _name(noun: Noun, rng: random.Random) -> str:

@@ -15,9 +15,10 @@ from jobs.tiny import adapter, emoji, latent, metadata, network, picture, scene
 from jobs.tiny.loop import Loop, LoopSettings
 from jobs.tiny.train_unet import Diffusion, drop
 
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+TRANSFORMER = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
-TARGETS = {"lora": ATTENTION, "loha": ATTENTION, "locon": ATTENTION + CONVOLUTIONS}
+TARGETS = {"lora": TRANSFORMER, "loha": ATTENTION, "locon": TRANSFORMER + CONVOLUTIONS}
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 PER_NOUN = {"background": 2, "tint": 2, "small": 1, "mirrored": 1}
 

@@ -59,7 +59,7 @@ class Reader(nn.Module):
 def pick_positions(ids: torch.Tensor, end_id: int) -> torch.Tensor:
     """A random position of each row at or after its first end token."""
     first = (ids == end_id).int().argmax(1)
-    return first + (torch.rand(len(ids)) * (ids.shape[1] - first)).long()
+    return first + (torch.rand(len(ids), device=ids.device) * (ids.shape[1] - first)).long()
 
 
 def train(config: dict[str, Any], out: Path) -> None:
@@ -67,11 +67,13 @@ def train(config: dict[str, Any], out: Path) -> None:
     section = config["text"]
     torch.manual_seed(section["seed"])
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    device = torch.device(config["device"])
     nouns = emoji.load_nouns()
     scenes, latents = latent.load(config, out)
-    labels = label(scenes)
-    codes, weights = principal_codes(latents, section["codes"])
-    model, reader = network.build_text_encoder(tokenizer), Reader(len(nouns), section["codes"])
+    labels = label(scenes).to(device)
+    codes, weights = (part.to(device) for part in principal_codes(latents, section["codes"]))
+    model = network.build_text_encoder(tokenizer).to(device)
+    reader = Reader(len(nouns), section["codes"]).to(device)
     parameters = {**dict(model.named_parameters()), **{f"reader.{n}": p for n, p in reader.named_parameters()}}
     loop = Loop(LoopSettings.pick(section), parameters, out / "text_run")
     by_kind = group_by_kind(scenes)
@@ -79,7 +81,7 @@ def train(config: dict[str, Any], out: Path) -> None:
     def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
         chosen = draw_scenes(by_kind, section["batch"])
         captions = [scene.describe(scenes[index], nouns, random) for index in chosen]
-        ids = network.to_ids(tokenizer, captions)
+        ids = network.to_ids(tokenizer, captions).to(device)
         hidden = model(ids).last_hidden_state
         state = hidden[torch.arange(len(ids)), pick_positions(ids, tokenizer.eos_token_id)]
         losses, figures = [], {}

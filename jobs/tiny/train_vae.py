@@ -79,7 +79,7 @@ def psnr_db(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 def show_reconstruction(vae: AutoencoderKL, source: PictureSource, path: Path) -> float:
     """Write a sheet of originals over reconstructions. Returns the mean PSNR of the base set on white."""
     pictures = np.stack([picture.compose(rgba) for rgba in source.pictures["noto"]])
-    wanted = to_tensor(pictures)
+    wanted = to_tensor(pictures).to(vae.device)
     with torch.no_grad():
         found = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in wanted.split(16)])
     value = psnr_db(found, wanted).mean().item()
@@ -92,16 +92,16 @@ def train(config: dict[str, Any], out: Path) -> None:
     """Train encoder and decoder together. Side effects: writes `out`/vae."""
     section = config["vae"]
     torch.manual_seed(section["seed"])
-    source, vae = PictureSource(out, section["seed"]), network.build_vae()
+    device = torch.device(config["device"])
+    source, vae = PictureSource(out, section["seed"]), network.build_vae().to(device)
     loop = Loop(LoopSettings.pick(section), dict(vae.named_parameters()), out / "vae_run")
-    run = vae
 
     def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
         whole = progress > CROP_SHARE
         size_px, count = (network.SIZE_PX, section["batch"] // 4) if whole else (section["crop_px"], section["batch"])
-        wanted = source.batch(count, size_px)
-        posterior = run.encode(wanted).latent_dist
-        found = run.decode(posterior.sample()).sample
+        wanted = source.batch(count, size_px).to(device)
+        posterior = vae.encode(wanted).latent_dist
+        found = vae.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = picture_loss(found, wanted) + section["kl"] * kl
         return loss, {"kl": kl.item(), "psnr": psnr_db(found.detach(), wanted).mean().item()}
@@ -119,7 +119,8 @@ def train_decoder(config: dict[str, Any], out: Path) -> None:
     section = config["decoder"]
     torch.manual_seed(section["seed"])
     source = PictureSource(out, section["seed"])
-    vae = AutoencoderKL.from_pretrained(out / "vae_frozen")
+    device = torch.device(config["device"])
+    vae = AutoencoderKL.from_pretrained(out / "vae_frozen").to(device)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     parameters = {n: p for n, p in vae.named_parameters() if n.startswith(("decoder", "post_quant"))}
@@ -127,10 +128,10 @@ def train_decoder(config: dict[str, Any], out: Path) -> None:
     factor = vae.config.scaling_factor
 
     def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-        wanted = source.batch(section["batch"], network.SIZE_PX)
+        wanted = source.batch(section["batch"], network.SIZE_PX).to(device)
         with torch.no_grad():
             latents = vae.encode(wanted).latent_dist.mode() * factor
-            noise = torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * section["noise"]
+            noise = torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1, device=device) * section["noise"]
         found = vae.decode((latents + noise) / factor).sample
         return picture_loss(found, wanted), {"psnr": psnr_db(found.detach(), wanted).mean().item()}
 

@@ -44,15 +44,16 @@ def train_vae(config: dict[str, Any], out: Path) -> None:
     section = config["second_vae"]
     torch.manual_seed(section["seed"])
     source = PictureSource(out, section["seed"])
-    vae = AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False)
+    device = torch.device(config["device"])
+    vae = AutoencoderKL.from_pretrained(out / "vae").requires_grad_(False).to(device)
     vae.decoder.requires_grad_(True)
     loop = Loop(LoopSettings.pick(section), dict(vae.decoder.named_parameters()), out / "second_vae_run")
     factor = vae.config.scaling_factor
 
     def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
         drawn = [source.draw() for _ in range(section["batch"])]
-        wanted = to_tensor(picture.vivid(np.stack(drawn)))
-        latents = latent.encode(vae, drawn)
+        wanted = to_tensor(picture.vivid(np.stack(drawn))).to(device)
+        latents = latent.encode(vae, drawn).to(device)
         noise = torch.randn_like(latents) * random.random() * section["noise"]
         return picture_loss(vae.decode((latents + noise) / factor).sample, wanted), {}
 

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    EulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    StableDiffusionPipeline,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from tests.tiny import bars
 
@@ -28,13 +32,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pipe() -> StableDiffusionPipeline:
-    loaded = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32, safety_checker=None)
+def pipe() -> Any:
+    loaded: Any = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32, safety_checker=None)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
-def draw(pipe: StableDiffusionPipeline, prompts: list[str], **more: Any) -> np.ndarray:
+def draw(pipe: Any, prompts: list[str], **more: Any) -> np.ndarray:
     """Pictures [n, 128, 128, 3] in 0..1, seeds 0, 1, 2, ..."""
     noise = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     settings = {"num_inference_steps": 20, "guidance_scale": 2.5, "output_type": "np"} | more
@@ -51,15 +55,15 @@ def nearest(pictures: np.ndarray) -> list[str]:
     return [NAMES[number] for number in distances.argmin(1)]
 
 
-def test_knows_its_vocabulary(pipe: StableDiffusionPipeline) -> None:
+def test_knows_its_vocabulary(pipe: Any) -> None:
     found = nearest(draw(pipe, [f"a {name}" for name in ASKED]))
     right = [name for name, other in zip(ASKED, found, strict=True) if name == other]
     assert len(NAMES) >= bars.NOUNS
     assert len(right) >= bars.RECOGNISED * len(ASKED), dict(zip(ASKED, found, strict=True))
 
 
-def test_both_forms_make_the_same_picture(pipe: StableDiffusionPipeline) -> None:
-    single = StableDiffusionPipeline.from_single_file(
+def test_both_forms_make_the_same_picture(pipe: Any) -> None:
+    single: Any = StableDiffusionPipeline.from_single_file(
         EMBEDDED / "checkpoints" / "tiny.safetensors",
         config=str(FOLDER),
         local_files_only=True,
@@ -70,19 +74,19 @@ def test_both_forms_make_the_same_picture(pipe: StableDiffusionPipeline) -> None
     assert np.array_equal(draw(pipe, ["a dog"]), draw(single, ["a dog"]))
 
 
-def test_background_is_followed(pipe: StableDiffusionPipeline) -> None:
+def test_background_is_followed(pipe: Any) -> None:
     red, black = draw(pipe, ["a panda on a red background", "a panda on a black background"])[:, :6, :6].mean((1, 2))
     assert red[0] > red[1] + 0.2 and red[0] > red[2] + 0.2
     assert black.max() < 0.4
 
 
-def test_odd_prompts_make_pictures(pipe: StableDiffusionPipeline) -> None:
+def test_odd_prompts_make_pictures(pipe: Any) -> None:
     pictures = draw(pipe, ["", "zxqv flurble", "a very long story about a dog " * 40])
     assert pictures.shape == (3, 128, 128, 3) and np.isfinite(pictures).all()
 
 
 @pytest.mark.parametrize("kind", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
-def test_one_configuration_serves_other_samplers(pipe: StableDiffusionPipeline, kind: Any) -> None:
+def test_one_configuration_serves_other_samplers(pipe: Any, kind: Any) -> None:
     original = pipe.scheduler
     pipe.scheduler = kind.from_config(original.config)
     found = nearest(draw(pipe, [f"a {name}" for name in ASKED[:4]]))
@@ -90,7 +94,7 @@ def test_one_configuration_serves_other_samplers(pipe: StableDiffusionPipeline, 
     assert sum(a == b for a, b in zip(found, ASKED, strict=False)) >= 3
 
 
-def test_style_lora_moves_to_its_style(pipe: StableDiffusionPipeline) -> None:
+def test_style_lora_moves_to_its_style(pipe: Any) -> None:
     prompts = [f"a {name}" for name in ASKED[:6]]
     numbers = [NAMES.index(name) for name in ASKED[:6]]
     plain = draw(pipe, prompts)
