@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from sdbatch.config.schema import FILE_GROUPS
 from tests.weights import dialects
 from tests.weights.writer import write_safetensors
 
@@ -69,9 +67,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     yield tmp_path
     GlobalHydra.instance().clear()
-    # Options of one test's models folder must not be options of the next one's.
-    for group in FILE_GROUPS:
-        ConfigStore.instance().repo.pop(group, None)
 
 
 BASE = ("family.config=configs", "checkpoint=base", "model=tiny")

@@ -60,6 +60,8 @@ def register_options(roots: Sequence[Path], folders: Sequence[Path]) -> Catalog:
         store.store(group="sampler", name=name, node={"name": name}, provider=PROVIDER)
     catalog = Catalog(roots)
     for group in FILE_GROUPS:
+        # The store outlives a composer: options of another models folder must not stay.
+        store.repo.pop(group, None)
         for name in sorted(set(catalog.options(group)) - _yaml_options(folders, group)):
             package = f"{group}.{name}" if group in STACKS else group
             store.store(group=group, name=name, node={"file": name}, package=package, provider=PROVIDER)
