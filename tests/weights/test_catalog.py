@@ -153,10 +153,10 @@ def test_find_takes_every_way_to_name_a_file(tmp_path: Path) -> None:
 
 
 def test_what_is_not_found_names_the_nearest_and_the_folders(tmp_path: Path) -> None:
-    touch(tmp_path / "loras", "style_a.safetensors")
+    touch(tmp_path / "loras", "my_look.safetensors")
     with pytest.raises(WeightFileError) as caught:
-        Catalog([tmp_path]).find("lora", "style_b")
-    assert "lora=style_b: there is no file of this name. Did you mean style_a" in str(caught.value)
+        Catalog([tmp_path]).find("lora", "my_book")
+    assert "lora=my_book: there is no file of this name. Did you mean my_look" in str(caught.value)
     assert str(tmp_path / "loras") in str(caught.value)
     with pytest.raises(WeightFileError, match="there is no such file"):
         Catalog([tmp_path]).find("lora", "/nowhere/x.safetensors")
