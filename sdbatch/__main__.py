@@ -1,5 +1,5 @@
 """`python -m sdbatch`."""
 
-from sdbatch.cli import main
+from sdbatch.cli import console
 
-raise SystemExit(main())
+console()

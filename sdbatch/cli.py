@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 from sdbatch import __version__
 from sdbatch.errors import SdbatchError, did_you_mean
@@ -48,6 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe (`| head`) has left; what it took is all it wanted.
         sys.stderr.close()
         return 0
+
+
+def console() -> NoReturn:
+    """The program: run a verb and end the process with its exit code.
+
+    All files are synced by then. Tearing down the interpreter would only give threads of native libraries a chance to abort.
+    """
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def split_verb(given: list[str]) -> tuple[str | None, list[str]]:

@@ -45,6 +45,7 @@ class Child:
     """In a row, without an image in between."""
     restart_at_s: float | None = None
     over: bool = False
+    listener: threading.Thread | None = None
 
 
 @dataclass
@@ -99,6 +100,9 @@ class Supervisor:
                     self._turn()
         finally:
             self._kill_all()
+            for child in self.children:
+                if child.listener is not None:
+                    child.listener.join(timeout=5.0)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return self.tally
@@ -150,7 +154,8 @@ class Supervisor:
             start_new_session=True,
         )
         child.doing, child.loading, child.heard_s, child.restart_at_s = "starting", True, time.monotonic(), None
-        threading.Thread(target=self._listen, args=(child, child.process), daemon=True).start()
+        child.listener = threading.Thread(target=self._listen, args=(child, child.process), daemon=True)
+        child.listener.start()
 
     def _listen(self, child: Child, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
