@@ -6,14 +6,25 @@ cell is one image to make with them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 SEED_LIMIT = 2**32
 """Seeds are below this: torch's CPU generator ignores the higher bits, so seed 2**32 would repeat seed 0."""
+
+
+STACKS = {"lora": "loras", "embedding": "embeddings", "controlnet": "controlnets"}
+"""Config group of each ordered set of adapters -> the field of a recipe that holds its files."""
+
+SINGLE_PARTS = ("vae", "text_encoder")
+"""Config groups, and fields of a recipe, that replace a part of the checkpoint."""
+
+LOCAL_FIELDS = ("config",)
+"""Fields of a recipe that say where something is on this machine, not what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,46 @@ class Recipe:
     """`auto` (float32 on CPU, bfloat16 or float16 on CUDA), `float32`, `float16` or `bfloat16`."""
     engine: str = "diffusers"
     """`diffusers`, or `rehearsal`: test patterns in place of images, to try a job without weights or a GPU."""
+
+    def stack(self, group: str) -> tuple[WeightFile, ...]:
+        """The files of a stack in its order."""
+        files: tuple[WeightFile, ...] = getattr(self, STACKS[group])
+        return files
+
+    def parts(self) -> Iterator[tuple[str, str, WeightFile]]:
+        """(key path, group, file) of everything that is added to the checkpoint or replaces a part of it."""
+        for group in SINGLE_PARTS:
+            if (file := getattr(self, group)) is not None:
+                yield group, group, file
+        for group in STACKS:
+            for file in self.stack(group):
+                yield f"{group}.{file.name}", group, file
+
+
+def content_of(value: Any) -> Any:
+    """A frozen word as plain JSON values that say what it is by content: files by name and SHA-256, never by path.
+
+    Fields at their default are left out, so that a field of a later version does not change what older ones say.
+    """
+    if isinstance(value, WeightFile):
+        return {"name": value.name, "sha256": value.sha256}
+    if isinstance(value, tuple):
+        return [content_of(item) for item in cast("tuple[Any, ...]", value)]
+    if not is_dataclass(value):
+        return value
+    given = {item.name: getattr(value, item.name) for item in fields(value) if item.name not in LOCAL_FIELDS}
+    return {item.name: content_of(given[item.name]) for item in fields(value) if item.name in given and given[item.name] != item.default}
+
+
+def recipe_from(record: Mapping[str, Any]) -> Recipe:
+    """The recipe that `dataclasses.asdict` made plain and JSON kept. Raises TypeError for what is no such record."""
+    return Recipe(**{name: _from_plain(value) for name, value in record.items()})
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_plain(item) for item in cast("list[Any]", value))
+    return WeightFile(**cast("dict[str, str]", value)) if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from sdbatch.cell import STACKS
 from sdbatch.config.explain import explain
 from sdbatch.config.guard import check_folders
-from sdbatch.config.schema import STACKS
 from sdbatch.config.search import PACKAGED, models_roots, register_options
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.weights.catalog import Catalog

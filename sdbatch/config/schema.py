@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
+from sdbatch.cell import SINGLE_PARTS, STACKS
+
 # ruff: noqa: RUF009 - `beside` makes a field, and each field is its own
 
 
@@ -292,10 +294,7 @@ class Config:
     engine: Engine = Engine.diffusers
 
 
-STACKS = ("lora", "embedding", "controlnet")
-"""Groups that hold an ordered set of items keyed by name."""
-
-FILE_GROUPS = ("checkpoint", "vae", "text_encoder", *STACKS)
+FILE_GROUPS = ("checkpoint", *SINGLE_PARTS, *STACKS)
 """Groups whose options are files of the models folder."""
 
 

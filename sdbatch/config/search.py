@@ -12,7 +12,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from sdbatch.config.schema import FILE_GROUPS, STACKS, Config
+from sdbatch.cell import STACKS
+from sdbatch.config.schema import FILE_GROUPS, Config
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.weights.catalog import Catalog
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, ValueType
 from hydra.types import RunMode
 
+from sdbatch.cell import STACKS
 from sdbatch.config.compose import LITERAL_KEYS, Composer, Composition
 from sdbatch.config.source import prompt_axis
 from sdbatch.errors import ConfigError
@@ -59,7 +60,7 @@ def _sort(composer: Composer, request: Request, override: Override, mode: RunMod
     elif key in LITERAL_KEYS and not override.is_delete():
         value: Any = override.value()
         request.literals[key] = value if isinstance(value, str) else override.get_value_string()
-    elif key.count(".") >= 2 and key.partition(".")[0] in ("lora", "embedding", "controlnet") and not override.is_add():
+    elif key.count(".") >= 2 and key.partition(".")[0] in STACKS and not override.is_add():
         request.values[key] = override.value()
     else:
         # Dictionaries of any keys: Hydra wants a plus to add one, people do not think of it as adding.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from sdbatch.cell import Cell, Control, Recipe, Sampler, Strength, WeightFile
+from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, Recipe, Sampler, Strength, WeightFile
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.plan.identity import canonical, leaves
 from sdbatch.plan.tree import Tree, get, overlay
@@ -16,12 +16,9 @@ RECIPE_LEAVES = (
     "family.config",
     "checkpoint.file",
     "checkpoint.prediction_type",
-    "vae.file",
-    "text_encoder.file",
-    "lora.*.file",
-    "embedding.*.file",
-    "controlnet.*.file",
     "memory.dtype",
+    *(f"{group}.file" for group in SINGLE_PARTS),
+    *(f"{group}.*.file" for group in STACKS),
 )
 """Keys that decide which weights are in memory; all others are the cell's."""
 
@@ -44,19 +41,20 @@ class Files(Protocol):
 
 def recipe_of(config: Tree, files: Files) -> Recipe:
     """The recipe of a configuration."""
-    vae, text_encoder = get(config, "vae.file"), get(config, "text_encoder.file")
+    parts: dict[str, Any] = {}
+    for group in SINGLE_PARTS:
+        if (asked := get(config, f"{group}.file")) is not None:
+            parts[group] = files.weight(group, asked)
+    for group, field in STACKS.items():
+        parts[field] = _stack(config, group, files)
     return Recipe(
         family=config["family"]["name"],
         config=files.config(config["family"]["config"]).path,
         checkpoint=files.weight("checkpoint", config["checkpoint"]["file"]),
-        vae=files.weight("vae", vae) if vae is not None else None,
-        text_encoder=files.weight("text_encoder", text_encoder) if text_encoder is not None else None,
-        loras=_stack(config, "lora", files),
-        embeddings=_stack(config, "embedding", files),
-        controlnets=_stack(config, "controlnet", files),
         prediction_type=get(config, "checkpoint.prediction_type"),
         dtype=get(config, "memory.dtype", "auto"),
         engine=get(config, "engine", "diffusers"),
+        **parts,
     )
 
 
@@ -112,5 +110,5 @@ def _control(item: Tree, files: Files) -> Control:
 def prune(config: Tree, defaults: Mapping[str, Any]) -> Tree:
     """The part of a configuration that decides the image: what rows, PNG and replay carry."""
     values = {key: get(config, key) for key, _, _ in leaves(config, defaults)}
-    empty: Tree = {stack: {} for stack in ("lora", "embedding", "controlnet")}
+    empty: Tree = {stack: {} for stack in STACKS}
     return overlay(empty, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sdbatch.cell import Recipe, WeightFile
+from sdbatch.cell import Recipe
 from sdbatch.errors import Fault, SdbatchError
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.fit import find_mismatch
@@ -32,7 +32,7 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
     if message := find_mismatch(base, "checkpoint", base):
         yield Fault("checkpoint", f"{recipe.checkpoint.name} {message}.")
         return
-    for key, group, file in iter_parts(recipe):
+    for key, group, file in recipe.parts():
         try:
             message = find_mismatch(index.identify(Path(file.path)), group, base)
         except SdbatchError as error:
@@ -40,16 +40,6 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
             continue
         if message is not None:
             yield Fault(key, f"{file.name} {message}. {_fitting(group, base, catalog, index)}")
-
-
-def iter_parts(recipe: Recipe) -> Iterator[tuple[str, str, WeightFile]]:
-    """(key, group, file) of everything that is added to the checkpoint."""
-    for group, file in (("vae", recipe.vae), ("text_encoder", recipe.text_encoder)):
-        if file is not None:
-            yield group, group, file
-    for group, files in (("lora", recipe.loras), ("embedding", recipe.embeddings), ("controlnet", recipe.controlnets)):
-        for file in files:
-            yield f"{group}.{file.name}", group, file
 
 
 def _fitting(group: str, base: Identity, catalog: Catalog, index: Index) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sdbatch.cell import STACKS
 from sdbatch.errors import ConfigError, Fault, PlanError
 from sdbatch.plan.axis import UNSET, Axis, Codes, Space, distinct
 from sdbatch.plan.tree import Tree, get, has, overlay
@@ -95,7 +96,7 @@ def expand(sweep: Sweep) -> Draft:
 
 def _is_leaf(base: Composed, key: str) -> bool:
     """Whether overlaying the key on a composed configuration is the same as composing with it."""
-    stack_item = key.partition(".")[0] in ("lora", "embedding", "controlnet") and key.count(".") == 2
+    stack_item = key.partition(".")[0] in STACKS and key.count(".") == 2
     known = stack_item or (has(base.plain, key) and not isinstance(get(base.plain, key), dict | list))
     return known and not base.interpolates(key)
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sdbatch.cell import WeightFile
+from sdbatch.cell import SINGLE_PARTS, STACKS, WeightFile
 from sdbatch.plan.tree import Tree, expand, get
 
 Lanes = npt.NDArray[np.uint64]
@@ -24,12 +24,9 @@ Lanes = npt.NDArray[np.uint64]
 FILE_LEAVES = {
     "family.config": "config",
     "checkpoint.file": "checkpoint",
-    "vae.file": "vae",
-    "text_encoder.file": "text_encoder",
-    "lora.*.file": "lora",
-    "embedding.*.file": "embedding",
-    "controlnet.*.file": "controlnet",
     "controlnet.*.image": "image",
+    **{f"{group}.file": group for group in SINGLE_PARTS},
+    **{f"{group}.*.file": group for group in STACKS},
 }
 """Keys that name a file -> the group it is looked up in; the id holds its SHA-256."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdbatch.cell import Recipe, WeightFile
+from sdbatch.cell import SINGLE_PARTS, STACKS, Recipe, WeightFile
 from sdbatch.errors import SdbatchError
 from sdbatch.plan.axis import Codes
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
@@ -23,7 +23,7 @@ from sdbatch.plan.tree import expand, get, has, overlay
 BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
 
-OPTIONAL_FILES = ("vae.file", "text_encoder.file", "controlnet.*.image")
+OPTIONAL_FILES = (*(f"{group}.file" for group in SINGLE_PARTS), "controlnet.*.image")
 """Files that may be left out, or whose absence a rule tells better."""
 
 Digests = dict[tuple[str, str], str]
@@ -89,7 +89,7 @@ def _check_ranges(draft: Draft, faults: FaultList) -> None:
 def _pattern(key: str) -> str:
     """`lora.style_a.weight` -> `lora.*.weight`."""
     stack, _, rest = key.partition(".")
-    return f"{stack}.*.{rest.partition('.')[2]}" if stack in ("lora", "embedding", "controlnet") else key
+    return f"{stack}.*.{rest.partition('.')[2]}" if stack in STACKS else key
 
 
 def _find_files(draft: Draft, book: FileBook, faults: FaultList) -> dict[tuple[str, str], WeightFile]:

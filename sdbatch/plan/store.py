@@ -6,7 +6,7 @@ from __future__ import annotations
 # pyarrow ships no types.
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdbatch.cell import Cell, Recipe, WeightFile
+from sdbatch.cell import Cell, WeightFile, recipe_from
 from sdbatch.errors import FolderError
 from sdbatch.plan.cells import cell_of
 from sdbatch.plan.draft import Column
@@ -110,7 +110,7 @@ class PlanFile:
         self.cells: int = head["cells"]
         self.shards: int = head["shards"]
         self.groups: list[Tree] = head["groups"]
-        self.recipes = [_recipe(item) for item in head["recipes"]]
+        self.recipes = [recipe_from(item) for item in head["recipes"]]
         self.files = {(group, asked): WeightFile(**file) for group, asked, file in head["files"]}
         self.columns: dict[str, bool] = head["columns"]
         self.labels: list[str] = head["labels"]
@@ -151,24 +151,3 @@ class PlanFile:
         config = overlay(self.groups[row["group"]], picked)
         axes = {key: row[key] for key in self.labels if row[key] is not None} | picked
         return cell_of(config, self.recipes[row["recipe"]], Lookup(self.files), row["image_id"], tuple(axes.items()))
-
-
-def _recipe(item: dict[str, Any]) -> Recipe:
-    plain = {key: item[key] for key in ("family", "config", "prediction_type", "dtype", "engine")}
-    return Recipe(
-        checkpoint=WeightFile(**item["checkpoint"]),
-        vae=_file(item["vae"]),
-        text_encoder=_file(item["text_encoder"]),
-        loras=_stack(item["loras"]),
-        embeddings=_stack(item["embeddings"]),
-        controlnets=_stack(item["controlnets"]),
-        **plain,
-    )
-
-
-def _file(value: dict[str, Any] | None) -> WeightFile | None:
-    return None if value is None else WeightFile(**value)
-
-
-def _stack(values: Sequence[dict[str, Any]]) -> tuple[WeightFile, ...]:
-    return tuple(WeightFile(**value) for value in values)

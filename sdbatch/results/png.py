@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import sdbatch
-from sdbatch.cell import Cell, WeightFile
+from sdbatch.cell import Cell, content_of
 from sdbatch.errors import FolderError
 from sdbatch.results.infotext import infotext_of, write
 from sdbatch.results.row import canonical_json
@@ -64,18 +64,7 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
         "sdbatch": sdbatch.__version__,
         "image_id": cell.image_id,
         "config": cell.config,
-        "recipe": {
-            "family": recipe.family,
-            "checkpoint": _file(recipe.checkpoint),
-            "vae": _file(recipe.vae),
-            "text_encoder": _file(recipe.text_encoder),
-            "loras": [_file(part) for part in recipe.loras],
-            "embeddings": [_file(part) for part in recipe.embeddings],
-            "controlnets": [_file(part) for part in recipe.controlnets],
-            "prediction_type": recipe.prediction_type,
-            "dtype": recipe.dtype,
-            "engine": recipe.engine,
-        },
+        "recipe": content_of(recipe),
         "prompt": cell.prompt,
         "negative_prompt": cell.negative_prompt,
         "seed": cell.seed,
@@ -168,7 +157,3 @@ def _framed(chunks: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
         yield struct.pack(">I", len(body)) + kind
         yield body
         yield struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
-
-
-def _file(part: WeightFile | None) -> dict[str, str] | None:
-    return None if part is None else {"name": part.name, "sha256": part.sha256}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdbatch.cell import Cell, Picture, Recipe, WeightFile
+from sdbatch.cell import Cell, Picture, Recipe, content_of
 from sdbatch.results.arrow import table_of_records
 from sdbatch.results.schema import FAILED, FLAT, NAN, OK, SCHEMA, SCHEMA_VERSION
 
@@ -58,23 +58,7 @@ def autov2(sha256: str) -> str:
 
 def recipe_id(recipe: Recipe) -> str:
     """12 hex digits that are equal for recipes of equal content, wherever the files lie."""
-
-    def content(part: WeightFile | None) -> list[str] | None:
-        return None if part is None else [part.name, part.sha256]
-
-    facts = {
-        "family": recipe.family,
-        "checkpoint": content(recipe.checkpoint),
-        "vae": content(recipe.vae),
-        "text_encoder": content(recipe.text_encoder),
-        "loras": [content(part) for part in recipe.loras],
-        "embeddings": [content(part) for part in recipe.embeddings],
-        "controlnets": [content(part) for part in recipe.controlnets],
-        "prediction_type": recipe.prediction_type,
-        "dtype": recipe.dtype,
-        "engine": recipe.engine,
-    }
-    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical_json(content_of(recipe)).encode()).hexdigest()[:12]
 
 
 def row_of(picture: Picture, image: ImageFile | None, origin: Origin, attempts: int = 1) -> Row:

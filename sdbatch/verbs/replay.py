@@ -61,6 +61,5 @@ def read_recorded(image: Path, models: Sequence[str]) -> Cell:
 def changed_files(recorded: dict[str, object], cell: Cell) -> list[str]:
     """Names of the weight files whose content is not what the PNG recorded."""
     then = json.dumps(recorded)
-    recipe = cell.recipe
-    files = [recipe.checkpoint, recipe.vae, *recipe.loras, *recipe.embeddings, *recipe.controlnets]
-    return [file.name for file in files if file is not None and file.sha256 not in then]
+    files = [cell.recipe.checkpoint, *(file for _, _, file in cell.recipe.parts())]
+    return [file.name for file in files if file.sha256 not in then]

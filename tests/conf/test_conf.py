@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import sdbatch
+from sdbatch.cell import STACKS
 from sdbatch.config.arguments import read_arguments
 from sdbatch.config.compose import Composer
-from sdbatch.config.schema import STACKS
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.run.prepare import prepare
 from tests.conftest import BASE
