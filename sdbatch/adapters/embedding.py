@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from sdbatch.adapters.read import read_tensors
+from sdbatch.adapters.read import Tensors, read_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 
-_NAMES = ("emb_params", "string_to_param.*", "clip_l")
-"""Where A1111, kohya and SDXL files keep them; other writers use the word itself as the only key."""
+_NAMES: dict[str, tuple[str, ...]] = {
+    "text_encoder": ("emb_params", "string_to_param.*", "clip_l"),
+    "text_encoder_2": ("clip_g",),
+}
+"""Where A1111, kohya and SDXL files keep the vectors of each text encoder; others use the word itself as the only key."""
 
 
-def load_embedding(file: WeightFile, width: int) -> Tensor:
-    """The vectors of an embedding file: [vectors, width], float32.
+def load_embedding(file: WeightFile, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The vectors of an embedding file for each text encoder: component -> [vectors, C], float32.
+
+    Args:
+        file: The embedding.
+        widths: Component -> C, the width of its tokens.
 
     Raises:
-        WeightFileError: no vectors in it, or of another width than the text encoder's.
+        WeightFileError: no vectors in it, or of another width than a text encoder's.
     """
     tensors = read_tensors(file).tensors
-    vectors = next((tensors[name] for name in _NAMES if name in tensors), None)
+    return {component: _find_vectors(file, tensors, component, width) for component, width in widths.items()}
+
+
+def _find_vectors(file: WeightFile, tensors: Tensors, component: str, width: int) -> Tensor:
+    vectors = next((tensors[name] for name in _NAMES[component] if name in tensors), None)
     if vectors is None:
         candidates = [tensor for tensor in tensors.values() if tensor.dim() in (1, 2) and tensor.is_floating_point()]
         vectors = candidates[0] if len(candidates) == 1 else None

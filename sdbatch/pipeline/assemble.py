@@ -23,7 +23,7 @@ from sdbatch.adapters.module import build_module
 from sdbatch.adapters.read import Tensors, read_json, read_tensors
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import WeightFileError
-from sdbatch.families import Family
+from sdbatch.families import Family, find_family
 
 _FOLDER_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -63,6 +63,11 @@ class CheckpointReader:
                 f"Choose a whole {self.family.title} checkpoint."
             )
         return {key: tensor for key, tensor in self._tensors.items() if key.startswith(prefix)}
+
+
+def open_checkpoint(recipe: Recipe) -> CheckpointReader:
+    """What reads the weights of a recipe's checkpoint: the one place that decides it."""
+    return CheckpointReader(recipe.checkpoint, find_family(recipe.family))
 
 
 def _read_folder(file: WeightFile, folder: Path) -> Tensors:

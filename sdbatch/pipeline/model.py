@@ -17,16 +17,17 @@ from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.families import find_family
 from sdbatch.pipeline.assemble import (
-    CheckpointReader,
     load_text_encoder,
     load_tokenizer,
     load_unet,
     load_vae,
+    open_checkpoint,
     read_component_state,
     read_scheduler_config,
 )
 from sdbatch.pipeline.text import TextEncoder
 
+_ADAPTABLE = ("unet", "transformer", "text_encoder", "text_encoder_2")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -59,6 +60,11 @@ class Model:
         self._slots: dict[str, tuple[Hashable, Any]] = {}
         self._stacks: dict[str, LoraStack] = {}
         self._adapters_key: Hashable = None
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that adapters attach to, by name: the denoiser (`unet` or `transformer`) and the text encoders."""
+        return {name: self._slots[name][1] for name in _ADAPTABLE if name in self._slots}
 
     @property
     def unet(self) -> nn.Module:
@@ -125,11 +131,10 @@ class Model:
         return modules + [(f"controlnet.{index}", net) for index, net in enumerate(self.controlnets)]
 
     def _load_components(self, recipe: Recipe) -> None:
-        family = find_family(recipe.family)
         config = Path(recipe.config)
         dtype = self.dtype = resolve_dtype(recipe.dtype, self.device)
         vae_dtype = torch.float32 if dtype is torch.float16 else dtype  # float16 overflows in the decoder
-        reader = CheckpointReader(recipe.checkpoint, family)
+        reader = open_checkpoint(recipe)
 
         def source(other: WeightFile | None) -> Hashable:
             return other.sha256 if other else ("baked", recipe.checkpoint.sha256)
@@ -178,15 +183,16 @@ class Model:
         if self.encoder is not None and key == self._adapters_key:
             return
         self._detach_adapters()
-        text_encoder: nn.Module = self._slots["text_encoder"][1]
-        components = {"unet": self.unet, "text_encoder": text_encoder}
+        components = self.components
         self.loras = [load_lora(file, components) for file in recipe.loras]
         for name, component in components.items():
             deltas = [lora.deltas.get(name, {}) for lora in self.loras]
             if any(deltas):
                 self._stacks[name] = LoraStack(component, deltas)
+        text_encoder = components["text_encoder"]
         config: Any = text_encoder.config
-        vectors = {file.name: load_embedding(file, config.hidden_size) for file in recipe.embeddings}
+        embeddings = {file.name: load_embedding(file, {"text_encoder": config.hidden_size}) for file in recipe.embeddings}
+        vectors = {word: parts["text_encoder"] for word, parts in embeddings.items()}
         self.encoder = TextEncoder(text_encoder, self._slots["tokenizer"][1], find_family(recipe.family), vectors)
         self._adapters_key = key
 
