@@ -24,6 +24,7 @@ VERBS = {
     "inspect": "tell what a weight file is",
     "replay": "make an image again from its PNG",
     "verify": "check a sweep's images against its rows",
+    "doctor": "whether this machine and a folder can hold a sweep",
     "worker": "run as one worker of a sweep (started by launchers)",
 }
 """Verb -> what it does. Each is a module of sdbatch.verbs with `main(arguments) -> exit code`, imported when called."""
@@ -42,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = import_module(f"sdbatch.verbs.{verb}")
         return int(module.main(rest))
     except SdbatchError as error:
-        sys.stderr.write(f"sdbatch: {error}\n")
+        from sdbatch.tracking.target import redact
+
+        # An error repeats what was asked, and that may hold a password.
+        sys.stderr.write(f"sdbatch: {redact(str(error))}\n")
         return REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("sdbatch: stopped.\n")

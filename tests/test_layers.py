@@ -18,12 +18,15 @@ FLOORS = {
     "__main__": 6,
     "verbs": 5,
     "run": 4,
+    "doctor": 4,
     "pipeline": 3,
     "adapters": 2,
     "config": 2,
+    "merge": 2,
     "plan": 2,
     "tracking": 2,
     "grid": 2,
+    "hub": 1,
     "weights": 1,
     "families": 1,
     "results": 1,
@@ -32,7 +35,7 @@ FLOORS = {
     "__init__": 0,
 }
 """Floor of each part; a part imports from its own floor and below."""
-TORCH_FLOORS = ("pipeline", "adapters")
+TORCH_FLOORS = ("pipeline", "adapters", "merge")
 
 
 def part_of(path: Path) -> str:
@@ -83,6 +86,7 @@ LIGHT = {
     "models": "import sdbatch.verbs.models, sdbatch.weights.index",
     "inspect": "import sdbatch.verbs.inspect, sdbatch.weights.identify",
     "worker": "import sdbatch.verbs.worker",
+    "doctor": "import sdbatch.verbs.doctor, sdbatch.doctor.table",
 }
 
 
