@@ -29,8 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sdbatch.cell import STACKS
 from sdbatch.config.explain import explain
 from sdbatch.config.guard import check_folders
+from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.config.search import PACKAGED, models_roots, register_options
 from sdbatch.errors import ConfigError, did_you_mean
+from sdbatch.hub.address import to_address
 from sdbatch.weights.catalog import Catalog
 
 LITERAL_KEYS = ("prompt", "negative_prompt")
@@ -138,12 +140,25 @@ class Composer:
         return Composition(config, plain, cast(dict[str, Any], hydra))
 
     def _with_own_files(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """A stack item without `file` is the file of its own name: a YAML beside a weight file need only add defaults."""
-        for stack in STACKS:
-            for name, item in cast(dict[str, dict[str, Any]], plain[stack]).items():
-                if item["file"] is None and name in self.catalog.options(stack):
-                    item["file"] = name
+        """Where no `file` is given: what a repository or a preset stands for, else (of a stack) the file of the item's own name.
+
+        So a YAML beside a weight file need only add defaults.
+        """
+        for group in FILE_GROUPS:
+            node = cast(dict[str, Any], plain[group])
+            for name, item in (node if group in STACKS else {"": node}).items():
+                if file := self._own_file(group, name, item):
+                    item["file"] = file
         return plain
+
+    def _own_file(self, group: str, name: str, item: dict[str, Any]) -> str | None:
+        if item["repo"] is not None:
+            return to_address(item["repo"], item["revision"], item["file"])
+        if item["file"] is not None:
+            return None
+        if preset := item["preset"]:
+            return self.catalog.find_known(group, [*preset["known"], preset["name"]]) or preset["name"]
+        return name if name in self.catalog.options(group) else None
 
 
 def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:

@@ -84,6 +84,39 @@ def beside(default: Any) -> Any:
 
 
 @dataclass
+class PresetConf:
+    """What a YAML of `conf/` knows of a file that users download themselves: its names, and where it comes from."""
+
+    name: str = beside(MISSING)
+    """The option's own name."""
+    known: list[str] = beside(builtins.list)
+    """File names it is known by, `*` for any text; the first that is in the models folders is used. `sdbatch pull` writes the first."""
+    source: str | None = beside(None)
+    """The page that tells about it and offers the download."""
+    repo: str | None = beside(None)
+    """Where `sdbatch pull` finds it: `owner/name` of the Hugging Face Hub, or `datasets/owner/name`. Unset: only the page offers it."""
+    file: str | None = beside(None)
+    """The file in that repository."""
+    revision: str | None = beside(None)
+    """Commit, tag or branch; unset: the newest."""
+    sha256: str | None = beside(None)
+    """SHA-256 of the file as published, 64 hex digits: `sdbatch pull` keeps no other."""
+
+
+@dataclass
+class FileConf:
+    """What every option that is a weight file may say beside its name. `file` says what is used; these say where it comes from."""
+
+    repo: str | None = beside(None)
+    """A repository of the Hugging Face Hub, `owner/name`, in place of a file; with `file`: that file of it."""
+    revision: str | None = beside(None)
+    """Commit, tag or branch of the repository; unset: `main`."""
+    sha256: str | None = beside(None)
+    """The SHA-256 the file must have, or its first 10 digits (AutoV2) or more: any other is refused before it is loaded."""
+    preset: PresetConf | None = beside(None)
+
+
+@dataclass
 class FamilyConf:
     """An architecture whose parts fit together."""
 
@@ -98,10 +131,12 @@ class ModelConf:
     """A preset: family, base checkpoint and its good defaults."""
 
     name: str = beside("")
+    trigger: str | None = beside(None)
+    """The words it was trained with: a note for people, nothing is added to the prompt."""
 
 
 @dataclass
-class CheckpointConf:
+class CheckpointConf(FileConf):
     """The base weights."""
 
     file: str = MISSING
@@ -111,7 +146,7 @@ class CheckpointConf:
 
 
 @dataclass
-class VaeConf:
+class VaeConf(FileConf):
     """The autoencoder."""
 
     file: str | None = None
@@ -119,7 +154,7 @@ class VaeConf:
 
 
 @dataclass
-class TextEncoderConf:
+class TextEncoderConf(FileConf):
     """The text encoder."""
 
     file: str | None = None
@@ -127,7 +162,7 @@ class TextEncoderConf:
 
 
 @dataclass
-class LoraConf:
+class LoraConf(FileConf):
     """One adapter of the stack."""
 
     file: str = MISSING
@@ -140,14 +175,14 @@ class LoraConf:
 
 
 @dataclass
-class EmbeddingConf:
+class EmbeddingConf(FileConf):
     """One textual-inversion embedding; its name in the prompt calls it."""
 
     file: str = MISSING
 
 
 @dataclass
-class ControlNetConf:
+class ControlNetConf(FileConf):
     """One ControlNet of the stack."""
 
     file: str = MISSING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -71,4 +72,10 @@ def register_options(roots: Sequence[Path], folders: Sequence[Path]) -> Catalog:
 
 
 def _yaml_options(folders: Sequence[Path], group: str) -> set[str]:
-    return {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    packaged = files("sdbatch.conf") / group
+    shipped = (
+        {entry.name.removesuffix(".yaml") for entry in packaged.iterdir() if entry.name.endswith(".yaml")}
+        if packaged.is_dir()
+        else set[str]()
+    )
+    return shipped | {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}

@@ -16,6 +16,7 @@ from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
+from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
 from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
 from sdbatch.plan.rule import RULES, pair_faults
 from sdbatch.plan.tree import expand, get, has, overlay
@@ -65,7 +66,14 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
 def _refuse_idle_axes(draft: Draft, defaults: Mapping[str, Any], faults: FaultList) -> None:
     for key, column in draft.columns.items():
         if _pattern(key) not in defaults and len(column.values) > 1:
-            faults.add(key, "does not change the image, so it cannot be swept. Set it to one value.")
+            faults.add(key, _idle_message(key))
+
+
+def _idle_message(key: str) -> str:
+    owner, _, last = key.rpartition(".")
+    if last in ("repo", "revision"):
+        return f"cannot be swept by itself. Sweep {owner}.file=hf://owner/name@revision,hf://... instead."
+    return "does not change the image, so it cannot be swept. Set it to one value."
 
 
 def _check_ranges(draft: Draft, faults: FaultList) -> None:
@@ -104,7 +112,11 @@ def _find_files(draft: Draft, book: FileBook, faults: FaultList) -> dict[tuple[s
         try:
             found[group, asked] = book.file(group, asked)
         except SdbatchError as error:
-            faults.add(key, f"{asked}: {str(error).partition(f'={asked}: ')[2] or error}")
+            preset = find_preset(draft.groups, group, asked)
+            told = tell_absent(group, preset, book.catalog) if preset else f"{asked}: {str(error).partition(f'={asked}: ')[2] or error}"
+            faults.add(key, told)
+    for key, message in pin_faults(draft.groups, found):
+        faults.add(key, message)
     return found
 
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sdbatch.errors import ConfigError, WeightFileError, did_you_mean
@@ -20,6 +21,9 @@ MAX_DEPTH = 6
 
 _NOT_A_NAME = frozenset({"true", "false", "null", "inf", "nan"})
 """Words that Hydra's grammar reads as values, not as names."""
+
+_INPAINTING = "inpaint"
+"""In the name of a checkpoint: a model of another shape, which a `*` must not take for its base."""
 
 _PREFERRED_SUFFIXES = (".safetensors", ".sft")
 
@@ -112,6 +116,26 @@ class Catalog:
         if (option := to_option_name(name_or_path)) in options:
             return options[option]
         raise WeightFileError(self._not_found(group, name_or_path))
+
+    def find_known(self, group: str, names: Iterable[str]) -> str | None:
+        """The option whose file has the first of these names that is there; None when none is.
+
+        Case, punctuation and the suffix do not count, `*` stands for any text: `DreamShaper 8*` is `dreamshaper_8_pruned.ckpt`.
+        """
+        options: dict[str, str] = {}
+        for option, path in self.options(group).items():
+            options.setdefault(_to_letters(path.name), option)
+        for name in names:
+            pattern = _to_letters(name)
+            # Sorted already: of several that fit a `*` the first by name is taken.
+            for letters, option in options.items():
+                if fnmatchcase(letters, pattern) and (_INPAINTING in pattern or _INPAINTING not in letters):
+                    return option
+        return None
+
+    def target(self, group: str) -> Path:
+        """The folder in which a new file of this group is put: of the first root, whether it exists or not."""
+        return next(iter(_kind_folders(self.roots[0], _kind(group))), self.roots[0] / _kind(group).folders[0])
 
     def folders(self, group: str) -> list[Path]:
         """The existing folders in which files of this group are looked for, first root first."""
@@ -208,6 +232,13 @@ def _has_weight_suffix(name: str) -> bool:
 
 def _is_weight_path(path: Path) -> bool:
     return path.is_file() or (path.is_dir() and is_diffusers_folder(path))
+
+
+def _to_letters(name: str) -> str:
+    """A file name without case, punctuation and the suffix of a weight file."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    whole = stem if suffix.lower() in WEIGHT_SUFFIXES else name
+    return re.sub(r"[^a-z0-9*]", "", whole.lower())
 
 
 def _spellings(entry: Entry) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: repositories by id in place of files, and the download of presets."""
