@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,6 +22,7 @@ from sdbatch.plan.cells import cell_of
 from sdbatch.plan.draft import Column
 from sdbatch.plan.plan import Lookup, Plan
 from sdbatch.plan.tree import Tree, overlay
+from sdbatch.results.arrow import numpy_of
 
 VERSION = 1
 ROW_GROUP_CELLS = 65_536
@@ -129,6 +131,15 @@ class PlanFile:
         for index in range(self.file.num_row_groups):
             table = self.file.read_row_group(index, columns=["image_id", "shard"])
             yield cast(list[str], table["image_id"].to_pylist()), cast(list[int], table["shard"].to_pylist())
+
+    def shard_recipes(self) -> npt.NDArray[np.int64]:
+        """The recipe of each shard. Reads two columns, a row group at a time."""
+        recipes = np.zeros(self.shards, dtype=np.int64)
+        for index in range(self.file.num_row_groups):
+            table = self.file.read_row_group(index, columns=["shard", "recipe"])
+            shards, codes = (numpy_of(table[name].cast(pa.int64())) for name in ("shard", "recipe"))
+            recipes[shards[shards >= 0]] = codes[shards >= 0]
+        return recipes
 
     def shard(self, number: int) -> list[Cell]:
         """The cells of a shard in their order."""

@@ -14,6 +14,8 @@ import re
 import socket
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from sdbatch.errors import FolderError
@@ -50,7 +52,7 @@ def folder_error(asked: str, path: Path, error: OSError) -> FolderError:
 
 def _shortage(path: Path) -> str:
     """Which of the two things a file system runs out of. Both are reported as "no space left"."""
-    there = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+    there = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
     try:
         room = os.statvfs(there)
     except OSError:
@@ -60,9 +62,14 @@ def _shortage(path: Path) -> str:
     return f"the disk is full ({room.f_bavail * room.f_frsize / 1e6:.1f} MB free). Free some space"
 
 
+def temporary_name(name: str) -> str:
+    """A name for a temporary file of this process that will be called `name`."""
+    return f"{TEMPORARY}{_owner(os.getpid())}-{next(_serial)}-{name}"
+
+
 def write_temporary(final: Path, data: bytes) -> Path:
     """Write and flush `data` beside `final` under a temporary name, and return that; nothing is left on an error."""
-    temporary = final.with_name(f"{TEMPORARY}{_owner()}-{next(_serial)}-{final.name}")
+    temporary = final.with_name(temporary_name(final.name))
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -172,5 +179,57 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())
 
 
-def _owner() -> str:
-    return f"{_host()}-{os.getpid()}-{start_of(os.getpid())}"
+@cache
+def _owner(pid: int) -> str:
+    return f"{_host()}-{pid}-{start_of(pid)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that can be told from all others, of this machine or another."""
+
+    machine: str
+    """Host, boot and process namespace: where the number means something."""
+    pid: int
+    start: str
+    """In the kernel's ticks; tells it from a later one with the same number."""
+
+    def __str__(self) -> str:
+        return f"{self.machine} {self.pid} {self.start}"
+
+    @staticmethod
+    def own() -> Process:
+        """This process."""
+        return _own(os.getpid())
+
+    @staticmethod
+    def parse(text: str) -> Process | None:
+        """What `str` wrote; None for anything else."""
+        found = re.fullmatch(r"(\S+) (\d+) (\d+)", text)
+        return Process(found[1], int(found[2]), found[3]) if found else None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine can say if it lives."""
+        return self.machine == _machine()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still runs; only where it `is_here`."""
+        return is_alive(self.pid, self.start)
+
+
+@cache
+def _own(pid: int) -> Process:
+    return Process(_machine(), pid, start_of(pid))
+
+
+@cache
+def _machine() -> str:
+    """Equal for processes that can see each other: two containers may share a host name, two boots a process number."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        boot, namespace = "0", "0"
+    return f"{_host()}/{boot}/{re.sub(r'[^0-9]', '', namespace) or '0'}"

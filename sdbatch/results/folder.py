@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import FolderError
-from sdbatch.results.disk import TEMPORARY, explained, is_stray, sync_folders, write_file
+from sdbatch.results.disk import TEMPORARY, explained, is_stray, publish, sync_folders, write_file, write_temporary
 from sdbatch.results.lock import LOCK, holding
 
 FLAT_LIMIT = 10_000
 """Plans of up to this many cells keep all images in one folder; larger ones fan out by the first digits of the id."""
 PAIR_LIMIT = FLAT_LIMIT * 256
 """Above this many cells the fan-out takes four digits in place of two."""
+GROUP_SHARDS = 500
+"""Shards whose claims, and rows in a large sweep, share a folder: few enough that none nears 10,000 entries."""
 
-_NAMES = frozenset(
-    {"plan.parquet", "images", "rows", "grid.png", "grid.html", "config.yaml", "sweep.json", "log.txt", "claims", "damaged", LOCK}
-)
+_FILES = ("plan.parquet", "grid.png", "grid.html", "config.yaml", "sweep.json", "log.txt", LOCK)
+_FOLDERS = ("images", "rows", "claims", "settled", "damaged")
+_NAMES = frozenset({*_FILES, *_FOLDERS})
 _PART = re.compile(r"part-\d{6,}-\d{5,}\.parquet")
 _IMAGE_ID = re.compile(r"[0-9a-f]{8,64}")
 _IMAGE = re.compile(r"[0-9a-f]{8,64}\.png")
@@ -42,6 +44,8 @@ class SweepFolder:
         self.log = self.path / "log.txt"
         self.claims = self.path / "claims"
         """Who works on which shard; only there while the sweep runs."""
+        self.settled = self.path / "settled"
+        """What the first worker to ask decided for the whole sweep, such as its batch size; a file each."""
         self.damaged = self.path / "damaged"
         """What was found broken and put aside; only there when something was."""
 
@@ -133,6 +137,23 @@ class SweepFolder:
         text = json.dumps({"format": _FORMAT, **facts}, indent=2, sort_keys=True, ensure_ascii=False)
         write_file(self.about, (text + "\n").encode())
 
+    def read_settled(self, name: str) -> int | None:
+        """A number that was settled for the sweep; None while it is not."""
+        try:
+            return int((self.settled / name).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def settle(self, name: str, value: int) -> int:
+        """Settle a number for the whole sweep, and return it: of several workers that do so the first decides."""
+        with explained("cannot make", self.settled):
+            self.settled.mkdir(exist_ok=True)
+        publish(write_temporary(self.settled / name, f"{value}\n".encode()), self.settled / name)
+        sync_folders([self.settled, self.path])
+        settled = self.read_settled(name)
+        assert settled is not None
+        return settled
+
     @contextmanager
     def lock(self) -> Generator[None]:
         """Hold the folder as its only driver.
@@ -144,7 +165,7 @@ class SweepFolder:
 
     def remove_strays(self) -> int:
         """Remove the temporary files that dead processes of ours left, and return how many. Foreign files stay."""
-        folders = [self.path, self.rows, self.images]
+        folders = [self.path, self.rows, self.images, self.settled]
         if self.images.is_dir():
             folders += [entry for entry in self.images.iterdir() if entry.is_dir()]
         strays = [path for folder in folders if folder.is_dir() for path in folder.glob(f"{TEMPORARY}*") if is_stray(path.name)]

@@ -10,7 +10,7 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.device import find_places
 from sdbatch.run.settings import Settings
-from sdbatch.run.worker import blocks
+from sdbatch.run.worker import batch_size_name, blocks
 
 
 def make_again(image: Path, cell: Cell, device: str | None) -> Picture:
@@ -27,11 +27,9 @@ def _batch_of(image: Path, cell: Cell) -> tuple[list[Cell], Settings]:
     folder = SweepFolder(_sweep_of(image))
     if not folder.plan.is_file():
         return [cell], Settings("replay")
-    about = folder.read_about()
-    settings = Settings.from_dict(about.get("settings", {"name": "replay"}))
+    settings = Settings.from_dict(folder.read_about().get("settings", {"name": "replay"}))
     plan = PlanFile(folder.plan)
-    key = f"{cell.recipe.family} {cell.width}x{cell.height}"
-    batch_size = settings.batch_size or about.get("batch_sizes", {}).get(key, 1)
+    batch_size = settings.batch_size or folder.read_settled(batch_size_name(cell)) or 1
     for ids, shards in plan.iter_ids():
         if cell.image_id in ids and (shard := shards[ids.index(cell.image_id)]) >= 0:
             for block in blocks(plan.shard(shard), batch_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -41,6 +42,14 @@ class Stop:
         """Between batches: raise Stopped if asked to stop."""
         if self.signal_number:
             raise Stopped
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, in pieces, and raise Stopped soon after being asked to stop."""
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left_s, 0.5))
+        self.check()
 
     def at_step(self, done: int, total: int, now_s: float) -> None:
         """Within a batch: raise Stopped if asked to, and the rest of the batch takes longer than the grace."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from sdbatch.results.folder import SweepFolder
-from sdbatch.run.claim import Claims, Crashes
+from sdbatch.run.claim import Claims
+from sdbatch.run.crash import Crashes
 from sdbatch.run.device import environment
 from sdbatch.run.message import Committed, Idle, Loading, Message, Refused, Started, Step, parse
 from sdbatch.run.worker import Place

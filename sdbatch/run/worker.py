@@ -24,9 +24,11 @@ from sdbatch.results.reader import damage_of
 from sdbatch.results.row import Origin, Row
 from sdbatch.results.schema import OK
 from sdbatch.results.writer import BlockWriter, Failure, Outcome
-from sdbatch.run.claim import Claims, Crashes
+from sdbatch.run.claim import Claims
+from sdbatch.run.crash import Crashes
 from sdbatch.run.message import Committed, Idle, Loading, Refused, Reporter, Started, Step
 from sdbatch.run.settings import Settings
+from sdbatch.run.share import Share
 from sdbatch.run.stop import Stop, Stopped
 
 log = logging.getLogger(__name__)
@@ -96,10 +98,18 @@ class Worker:
 
     def _work(self, writer: BlockWriter) -> None:
         """Shard after shard. The last block of one is decoded and committed while the first of the next is denoised."""
+        share = Share(self.claims, self.plan.shard_recipes().tolist(), self.place.index, self.place.workers)
+
+        def pause(seconds: float) -> None:
+            self._settle(writer)
+            writer.flush()
+            self.reporter.send(Loading("nothing: waiting for the last shards of other workers"))
+            self.stop.wait(seconds)
+
         try:
-            for shard in self.claims.iter_open(self.plan.shards, self.place.index, self.place.workers):
-                self.stop.check()
-                if self.claims.take(shard):
+            with self.claims.beating():
+                for shard in share.iter_claimed(pause):
+                    self.stop.check()
                     self._make_shard(shard, writer)
         finally:
             # Also when a stop was asked for: what is denoised is not thrown away.
@@ -131,6 +141,10 @@ class Worker:
             if all(cell.image_id in self.done for cell in block):
                 continue
             self.stop.check()
+            if not self.claims.holds(shard):
+                # Another took this worker for dead; it makes the rest.
+                self.open.forget(shard)
+                return
             worst = max(crashes.get(cell.image_id, 0) for cell in block)
             if worst >= ISOLATE_CRASHES:
                 self._settle(writer)
@@ -178,12 +192,8 @@ class Worker:
         """The sweep's batch size. The first worker to ask an engine settles it for all, so that a resume makes equal bytes."""
         if self.settings.batch_size is not None:
             return self.settings.batch_size
-        key = f"{cell.recipe.family} {cell.width}x{cell.height}"
-        sizes: dict[str, int] = self.folder.read_about().get("batch_sizes", {})
-        if key not in sizes:
-            sizes[key] = engine.auto_batch_size(cell)
-            self.folder.write_about({**self.folder.read_about(), "batch_sizes": sizes})
-        return sizes[key]
+        name = batch_size_name(cell)
+        return self.folder.read_settled(name) or self.folder.settle(name, engine.auto_batch_size(cell))
 
     def _start(self, engine: Engine, cells: list[Cell]) -> list[tuple[list[Cell], PendingBatch | str]]:
         """Denoise, halving on out-of-memory and isolating a cell that fails."""
@@ -234,6 +244,11 @@ class OpenShards:
                 del self._left[shard]
         return finished
 
+    def forget(self, shard: int) -> None:
+        """The shard is another worker's now."""
+        with self._lock:
+            self._left.pop(shard, None)
+
     def shards(self) -> list[int]:
         """Shards that are not finished."""
         with self._lock:
@@ -275,6 +290,11 @@ def shard_done(folder: SweepFolder, shard: int) -> set[str]:
             if row["status"] == OK and path.is_file() and path.stat().st_size == row["image_bytes"]:
                 done.add(row["image_id"])
     return done
+
+
+def batch_size_name(cell: Cell) -> str:
+    """Under which name the sweep keeps its batch size for cells like this one."""
+    return f"batch_size_{cell.recipe.family}_{cell.width}x{cell.height}"
 
 
 def blocks(cells: Sequence[Cell], batch_size: int) -> Iterator[list[Cell]]:

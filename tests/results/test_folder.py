@@ -163,3 +163,11 @@ def test_the_first_writer_wins_also_where_there_are_no_hard_links(tmp_path: Path
         assert disk.publish(disk.write_temporary(final, b"first"), final)
         assert not disk.publish(disk.write_temporary(final, b"second"), final)
         assert final.read_bytes() == b"first" and [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_is_settled_first_stays(folder: SweepFolder) -> None:
+    assert folder.read_settled("batch_size_sd1_64x64") is None
+    assert folder.settle("batch_size_sd1_64x64", 8) == 8
+    assert SweepFolder(folder.path).settle("batch_size_sd1_64x64", 4) == 8
+    assert folder.read_settled("batch_size_sd1_64x64") == 8
+    folder.create()
