@@ -1,28 +1,33 @@
-"""LoRA and its relatives: read from any dialect, attached as live hooks, taken off without a trace.
+"""LoRA and its relatives: any dialect, read and matched to the modules of one model. `stack` attaches what comes out.
 
-A hook adds `strength * up(down(x))` to what its module returns. The strength is a vector over the batch, so one
-denoising batch may hold different strengths; all LoRAs of a stack lie side by side along the rank, so one pair of
-products serves them all. Changing strengths touches no weight.
-
-Shapes: B batch, T tokens, I in, O out, R rank over the whole stack, L LoRAs.
+Matching needs only the names and shapes of the model's weights, so that files can be baked into files too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
-from sdbatch.adapters.delta import UNSUPPORTED, Delta, Dense, LowRank, find_kind, fit_to
-from sdbatch.adapters.dialect import find_component, flat_names, group_by_module, peft_alpha
-from sdbatch.adapters.read import read_tensors
+from sdbatch.adapters.delta import Delta, roll_rows, slice_rows
+from sdbatch.adapters.dialect import BUNDLED, group_by_module, peft_alpha, split_component
+from sdbatch.adapters.form import build_delta
+from sdbatch.adapters.names import Target, name_table
+from sdbatch.adapters.read import TensorFile, read_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
+from sdbatch.weights.families import BY_NAME
+from sdbatch.weights.identify import identify
+
+log = logging.getLogger(__name__)
+
+Shapes = Mapping[str, Sequence[int]]
+"""Module -> the shape of its weight, for each module of a component that has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,173 +36,141 @@ class Lora:
 
     name: str
     deltas: dict[str, dict[str, Delta]]
-    """component -> module -> what is added to its weight."""
+    """component -> module -> what is done to it."""
     applied_keys: int
     total_keys: int
     unmatched: tuple[str, ...] = field(default=())
     """Names in the file that fit nothing in the model."""
+    words: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
+    """Embeddings bundled with it: word -> component -> vectors [vectors, C]."""
 
 
-def load_lora(file: WeightFile, components: dict[str, nn.Module]) -> Lora:
+def shapes_of(component: nn.Module) -> dict[str, torch.Size]:
+    """The modules of a component that an adapter can change: linear and convolutional layers, and norms."""
+    found: dict[str, torch.Size] = {}
+    for name, module in component.named_modules():
+        weight = module._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]  # its own, not a child's
+        if weight is not None and (isinstance(module, nn.Linear | nn.Conv2d) or weight.dim() == 1):
+            found[name] = weight.shape
+    return found
+
+
+def load_lora(file: WeightFile, components: Mapping[str, nn.Module], family: str = "", *, strict: bool = False) -> Lora:
     """Read a LoRA and match it to the components of a model.
+
+    Args:
+        file: The LoRA.
+        components: The model's parts by name: `unet` or `transformer`, `text_encoder`, `text_encoder_2`.
+        family: The model's family, for messages.
+        strict: Refuse a file of which only a part can be applied.
 
     Raises:
         WeightFileError: nothing matches, a size differs (another family), or a form that cannot be applied.
     """
-    content = read_tensors(file)
+    lora = match_lora(file, read_tensors(file), {name: shapes_of(part) for name, part in components.items()}, family)
+    if lora.unmatched:
+        told = _partly_applied(lora)
+        if strict:
+            raise WeightFileError(f"{told} lora.{file.name}.strict=false takes it as it is.")
+        _warn_once(told)
+    return lora
+
+
+def match_lora(file: WeightFile, content: TensorFile, components: Mapping[str, Shapes], family: str = "") -> Lora:
+    """Match the tensors of a LoRA to the modules of a model, by names and shapes alone.
+
+    Raises:
+        WeightFileError: as `load_lora`.
+    """
     groups, unmatched = group_by_module(content.tensors)
-    modules = {name: _linear_and_conv(component) for name, component in components.items()}
-    tables = {name: flat_names(found, _layers_per_block(components[name])) for name, found in modules.items()}
+    words = _bundled(content.tensors)
+    unmatched = [key for key in unmatched if not BUNDLED.match(key)]
+    tables = {name: name_table(shapes) for name, shapes in components.items()}
     deltas: dict[str, dict[str, Delta]] = {}
-    applied = 0
+    applied = sum(len(vectors) for vectors in words.values())
     for key, parts in groups.items():
-        component, flat = find_component(key)
-        module = tables.get(component, {}).get(flat)
-        if module is None:
+        candidates, flat = split_component(key)
+        component = next((name for name in candidates if flat in tables.get(name, {})), None)
+        if component is None:
             unmatched.append(key)
             continue
         applied += len(parts)
-        if "alpha" not in parts and (alpha := peft_alpha(content.metadata, component, module)) is not None:
-            parts = {**parts, "alpha": torch.tensor(alpha)}
-        deltas.setdefault(component, {})[module] = _compute_delta(file, key, parts, modules[component][module])
+        target = tables[component][flat]
+        parts = _with_alpha(parts, content.metadata, component, target)
+        found = _compute(file, key, parts, target, components[component])
+        if twice := found.keys() & deltas.get(component, {}).keys():
+            raise WeightFileError(f"lora.{file.name}: it changes {component}.{min(twice)} twice, once as {key}. Choose another file.")
+        deltas.setdefault(component, {}).update(found)
     if not deltas:
-        raise WeightFileError(_nothing_matched(file, list(content.tensors)))
-    return Lora(file.name, deltas, applied, len(content.tensors), tuple(unmatched))
+        raise WeightFileError(_nothing_matched(file, list(content.tensors), family))
+    return Lora(file.name, deltas, applied, len(content.tensors), tuple(unmatched), words)
 
 
-def _compute_delta(file: WeightFile, key: str, parts: dict[str, Tensor], module: nn.Module) -> Delta:
-    for role, form in UNSUPPORTED.items():
-        if role in parts:
-            raise WeightFileError(f"lora.{file.name}: {key} is {form}, which cannot be applied. Use LoRA, LoCon, LoHa or LoKr files.")
-    if (build := find_kind(parts)) is None:
-        raise WeightFileError(f"lora.{file.name}: {key} has {', '.join(sorted(parts))}, which is no complete LoRA, LoHa or LoKr.")
-    weight = module.get_parameter("weight")
+def _with_alpha(parts: dict[str, Tensor], metadata: Mapping[str, str], component: str, target: Target) -> dict[str, Tensor]:
+    if "alpha" in parts or "down" not in parts:
+        return parts
+    alpha = peft_alpha(metadata, component, target.modules[0], parts["down"].shape[0])
+    return parts if alpha is None else {**parts, "alpha": torch.tensor(alpha)}
+
+
+def _compute(file: WeightFile, key: str, parts: dict[str, Tensor], target: Target, shapes: Shapes) -> dict[str, Delta]:
+    """The change of each module that a name of the file stands for."""
+    each = [shapes[name] for name in target.modules]
+    rows = sum(shape[0] for shape in each)
     try:
-        delta = fit_to(build(parts), weight.shape)
-    except RuntimeError as error:
-        raise WeightFileError(f"lora.{file.name}: the tensors of {key} do not fit each other ({error}).") from error
-    if delta is None:
-        found = " and ".join(str(list(part.shape)) for role, part in parts.items() if role != "alpha")
-        raise WeightFileError(
-            f"lora.{file.name}: {key} has tensors of shape {found}; the model's weight there is {list(weight.shape)}. "
-            "It was made for another family; choose a LoRA of this one."
-        )
-    return delta
+        whole = build_delta(parts, (rows, *each[0][1:]))
+        return _split(whole, target, [shape[0] for shape in each])
+    except WeightFileError as error:
+        raise WeightFileError(f"lora.{file.name}: {key} {error}") from error
 
 
-def _nothing_matched(file: WeightFile, keys: list[str]) -> str:
+def _split(whole: Delta, target: Target, rows: Sequence[int]) -> dict[str, Delta]:
+    if target.is_swapped:
+        half = rows[0] // 2
+        form = None if whole.form is None else roll_rows(whole.form, half)
+        whole = Delta(form, None if whole.bias is None else whole.bias.roll(half))
+    if len(rows) == 1:
+        return {target.modules[0]: whole}
+    found: dict[str, Delta] = {}
+    start = 0
+    for name, count in zip(target.modules, rows, strict=True):
+        stop = start + count
+        form = None if whole.form is None else slice_rows(whole.form, start, stop)
+        found[name] = Delta(form, None if whole.bias is None else whole.bias[start:stop])
+        start = stop
+    return found
+
+
+def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The embeddings that OneTrainer keeps in the LoRA they were trained with."""
+    words: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if found := BUNDLED.match(key):
+            component = "text_encoder_2" if key.endswith(".clip_g") else "text_encoder"
+            words.setdefault(found[1], {})[component] = torch.atleast_2d(tensor.float())
+    return words
+
+
+def _partly_applied(lora: Lora) -> str:
+    shown = ", ".join(lora.unmatched[:3]) + (", ..." if len(lora.unmatched) > 3 else "")
+    return f"lora.{lora.name}: {lora.applied_keys} of its {lora.total_keys} keys are applied; nothing in the model is called {shown}."
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def _nothing_matched(file: WeightFile, keys: list[str], family: str) -> str:
     shown = ", ".join(keys[:3]) or "no tensors at all"
-    return f"lora.{file.name}: none of its {len(keys)} keys belongs to this model. It holds {shown}, ... Choose a LoRA of this family."
+    made_for = identify(Path(file.path)).family
+    whose = f" It was made for {_title(made_for)}." if made_for else ""
+    model = f" The model is {_title(family)}." if family else ""
+    return (
+        f"lora.{file.name}: none of its {len(keys)} keys belongs to this model.{whose}{model} "
+        f"It holds {shown}, ... Choose a LoRA of this family."
+    )
 
 
-def _linear_and_conv(component: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in component.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-
-
-def _layers_per_block(component: nn.Module) -> int | None:
-    layers: Any = getattr(getattr(component, "config", None), "layers_per_block", None)
-    return layers if isinstance(layers, int) else None
-
-
-@dataclass(slots=True)
-class _Hook:
-    """What all LoRAs of the stack add to one module."""
-
-    stack: LoraStack
-    layout: tuple[int, ...]
-    """The LoRA of each rank."""
-    down: Tensor | None
-    up: Tensor | None
-    dense: list[tuple[int, Tensor]]
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if self.stack.idle:
-            return output
-        # In place throughout: the output is the layer's own, fresh, and nobody else holds it yet.
-        if self.down is not None and self.up is not None:
-            low = _apply(module, args[0], self.down)
-            low.mul_(_spread(self.stack.scales(self.layout), low.dim(), module))
-            if isinstance(module, nn.Conv2d):
-                output.add_(functional.conv2d(low, self.up[:, :, None, None]))
-            elif output.is_contiguous():
-                output.flatten(0, -2).addmm_(low.flatten(0, -2), self.up.T)
-            else:
-                output.add_(functional.linear(low, self.up))
-        for lora, weight in self.dense:
-            output.add_(_apply(module, args[0], weight).mul_(_spread(self.stack.scales((lora,)), output.dim(), module)))
-        return output
-
-
-def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(module, nn.Conv2d):
-        return functional.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)  # pyright: ignore[reportArgumentType]
-    return functional.linear(x, weight)
-
-
-def _spread(scale_BR: Tensor, dims: int, module: nn.Module) -> Tensor:
-    """[B, R] shaped to meet a layer's output: [B, 1, R] for tokens, [B, R, 1, 1] for pictures."""
-    if isinstance(module, nn.Conv2d):
-        return scale_BR[:, :, None, None]
-    return scale_BR.reshape(scale_BR.shape[0], *([1] * (dims - 2)), scale_BR.shape[1])
-
-
-class LoraStack:
-    """The LoRAs of a recipe on one component, from construction to `detach`."""
-
-    def __init__(self, component: nn.Module, loras: Sequence[dict[str, Delta]]) -> None:
-        self.idle = True
-        """No strength differs from 0: the hooks do nothing."""
-        self.count = len(loras)
-        self._handles: list[RemovableHandle] = []
-        self._hooks: list[_Hook] = []
-        self._strengths_BL = torch.zeros(1, len(loras))
-        self._scales: dict[tuple[int, ...], Tensor] = {}
-        self._indices: dict[tuple[int, ...], Tensor] = {}
-        modules = dict(component.named_modules())
-        for name in dict.fromkeys(name for lora in loras for name in lora):
-            found = [(index, lora[name]) for index, lora in enumerate(loras) if name in lora]
-            self._attach(modules[name], found)
-
-    def _attach(self, module: nn.Module, deltas: list[tuple[int, Delta]]) -> None:
-        weight = module.get_parameter("weight")
-        low = [(index, delta) for index, delta in deltas if isinstance(delta, LowRank)]
-        layout = tuple(index for index, delta in low for _ in range(delta.down.shape[0]))
-        down = torch.cat([delta.down for _, delta in low]).to(weight) if low else None
-        up = torch.cat([delta.up for _, delta in low], dim=1).to(weight) if low else None
-        dense = [(index, delta.weight.to(weight)) for index, delta in deltas if isinstance(delta, Dense)]
-        hook = _Hook(self, layout, down, up, dense)
-        self._hooks.append(hook)
-        self._handles.append(module.register_forward_hook(hook))
-
-    def set_strengths(self, strengths_BL: Tensor) -> None:
-        """One row per image of the batch, one column per LoRA; a single row serves a batch of any size."""
-        assert strengths_BL.shape[1] == self.count, "one strength per LoRA of the stack"
-        self.idle = not bool(strengths_BL.any())
-        self._strengths_BL = strengths_BL
-        self._scales.clear()
-
-    def scales(self, layout: tuple[int, ...]) -> Tensor:
-        """[B, R]: the strength of each rank's LoRA, computed once per batch for all modules of one layout."""
-        if layout not in self._scales:
-            hook = self._hooks[0]
-            like = hook.down if hook.down is not None else hook.dense[0][1]
-            if layout not in self._indices:
-                self._indices[layout] = torch.tensor(layout)
-            self._scales[layout] = self._strengths_BL[:, self._indices[layout]].to(like)
-        return self._scales[layout]
-
-    def to(self, dtype: torch.dtype) -> None:
-        """Convert the factors, as the component they are attached to was converted."""
-        for hook in self._hooks:
-            hook.down = None if hook.down is None else hook.down.to(dtype)
-            hook.up = None if hook.up is None else hook.up.to(dtype)
-            hook.dense = [(index, weight.to(dtype)) for index, weight in hook.dense]
-        self._scales.clear()
-
-    def detach(self) -> None:
-        """Take the hooks off; the component is what it was, bit for bit."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._hooks.clear()
-        self.idle = True
+def _title(family: str) -> str:
+    return BY_NAME[family].title if family in BY_NAME else family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -53,7 +54,8 @@ def _read_safetensors(file: WeightFile, path: Path) -> TensorFile:
 
 def _read_pickle(file: WeightFile, path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Only torch's own archives can be mapped; files of before 2020 are one pickle.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises half a dozen kinds here, and each means the same to a user
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightFileError(

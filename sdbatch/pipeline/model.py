@@ -12,7 +12,8 @@ from torch import nn
 
 from sdbatch.adapters.controlnet import load_controlnet
 from sdbatch.adapters.embedding import load_embedding
-from sdbatch.adapters.lora import Lora, LoraStack, load_lora
+from sdbatch.adapters.lora import Lora, load_lora
+from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.families import find_family
@@ -58,7 +59,7 @@ class Model:
         self.loras: list[Lora] = []
         self._controlnets: list[tuple[Hashable, nn.Module]] = []
         self._slots: dict[str, tuple[Hashable, Any]] = {}
-        self._stacks: dict[str, LoraStack] = {}
+        self._stacks: dict[str, AdapterStack] = {}
         self._adapters_key: Hashable = None
 
     @property
@@ -81,7 +82,7 @@ class Model:
         """The ControlNets of the recipe, in its order."""
         return [net for _, net in self._controlnets]
 
-    def stack(self, component: str) -> LoraStack | None:
+    def stack(self, component: str) -> AdapterStack | None:
         """The LoRAs on a component, or None when none touches it."""
         return self._stacks.get(component)
 
@@ -188,7 +189,7 @@ class Model:
         for name, component in components.items():
             deltas = [lora.deltas.get(name, {}) for lora in self.loras]
             if any(deltas):
-                self._stacks[name] = LoraStack(component, deltas)
+                self._stacks[name] = AdapterStack(component, deltas)
         text_encoder = components["text_encoder"]
         config: Any = text_encoder.config
         embeddings = {file.name: load_embedding(file, {"text_encoder": config.hidden_size}) for file in recipe.embeddings}

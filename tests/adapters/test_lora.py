@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdbatch.adapters.lora import LoraStack, load_lora
+from sdbatch.adapters.lora import load_lora
+from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from tests.adapters.lora_files import (
@@ -135,7 +136,7 @@ def test_equals_the_weights_merged_by_hand(dialect: str, pipeline: Any, tmp_path
         add_to_weights(merged[component], deltas, 0.7)
     expected = run(type("Merged", (), merged))
     before = run(pipeline)
-    stacks = {name: LoraStack(part, [lora.deltas.get(name, {})]) for name, part in components(pipeline).items()}
+    stacks = {name: AdapterStack(part, [lora.deltas.get(name, {})]) for name, part in components(pipeline).items()}
     for stack in stacks.values():
         stack.set_strengths(torch.tensor([[0.7]]))
     ours = run(pipeline)
@@ -150,7 +151,7 @@ def test_a_stack_with_a_strength_per_image(pipeline: Any, tmp_path: Path) -> Non
     layers = _attention(pipeline)
     files = [kohya(layers, seed=1), kohya({"unet": conv_layers(pipeline.unet)}, seed=2), loha(layers["unet"])]
     loras = [load_lora(write(file, tmp_path / f"{i}.safetensors"), components(pipeline)) for i, file in enumerate(files)]
-    stack = LoraStack(pipeline.unet, [lora.deltas.get("unet", {}) for lora in loras])
+    stack = AdapterStack(pipeline.unet, [lora.deltas.get("unet", {}) for lora in loras])
     rows = [[0.5, 1.0, 0.0], [0.0, -0.5, 2.0], [1.0, 0.0, 0.3]]
     stack.set_strengths(torch.tensor(rows))
     together = run(pipeline, batch=3)
@@ -167,7 +168,7 @@ def test_a_stack_with_a_strength_per_image(pipeline: Any, tmp_path: Path) -> Non
 def test_strength_zero_is_no_lora_bit_for_bit_alone_and_beside_others(pipeline: Any, tmp_path: Path) -> None:
     lora = load_lora(write(_locon(pipeline), tmp_path / "style.safetensors"), components(pipeline))
     alone, pair_ = run(pipeline), run(pipeline, batch=2)
-    stack = LoraStack(pipeline.unet, [lora.deltas["unet"]])
+    stack = AdapterStack(pipeline.unet, [lora.deltas["unet"]])
     assert stack.idle
     assert torch.equal(run(pipeline), alone)
     stack.set_strengths(torch.tensor([[0.0], [1.0]]))
@@ -179,7 +180,7 @@ def test_strength_zero_is_no_lora_bit_for_bit_alone_and_beside_others(pipeline: 
 
 def test_a_change_of_strength_takes_less_than_20_ms(pipeline: Any, tmp_path: Path) -> None:
     loras = [load_lora(write(kohya(_attention(pipeline), seed=s), tmp_path / f"{s}.safetensors"), components(pipeline)) for s in range(3)]
-    stack = LoraStack(pipeline.unet, [lora.deltas["unet"] for lora in loras])
+    stack = AdapterStack(pipeline.unet, [lora.deltas["unet"] for lora in loras])
     begun = time.process_time()
     stack.set_strengths(torch.rand(16, 3))
     spent_s = time.process_time() - begun
@@ -199,9 +200,13 @@ def test_extra_keys_are_counted(pipeline: Any, tmp_path: Path) -> None:
 
 def test_a_lora_for_something_else_names_what_it_holds(pipeline: Any, tmp_path: Path) -> None:
     down, up, _ = pair(nn.Linear(8, 8), 2, torch.Generator())
-    tensors = {"transformer.single_blocks.0.attn.to_q.lora_A.weight": down, "transformer.single_blocks.0.attn.to_q.lora_B.weight": up}
-    with pytest.raises(WeightFileError, match=r"lora\.flux: none of its 2 keys belongs to this model\. It holds transformer\.single"):
-        load_lora(save(tensors, tmp_path / "flux.safetensors"), components(pipeline))
+    layer = "transformer.single_transformer_blocks.0.attn.to_q"
+    file = save({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, tmp_path / "flux.safetensors")
+    told = (
+        r"lora\.flux: none of its 2 keys belongs to this model\. It was made for FLUX\.1\. The model is SD 1\.x\. It holds transformer\.s"
+    )
+    with pytest.raises(WeightFileError, match=told):
+        load_lora(file, components(pipeline), "sd1")
 
 
 def test_a_lora_of_another_width_names_both_shapes(pipeline: Any, tmp_path: Path) -> None:
@@ -209,16 +214,8 @@ def test_a_lora_of_another_width_names_both_shapes(pipeline: Any, tmp_path: Path
     down, up, _ = pair(nn.Linear(WIDTH * 2, 32), 2, torch.Generator())
     key = "lora_unet_" + name.replace(".", "_")
     file = save({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, tmp_path / "wide.safetensors")
-    with pytest.raises(WeightFileError, match=r"\[2, 64\].*the model's weight there is \[32, 32\].*another family"):
+    with pytest.raises(WeightFileError, match=r"\[2, 64\].*the model's weight there, which is \[32, 32\].*another family"):
         load_lora(file, components(pipeline))
-
-
-def test_dora_is_refused_and_not_applied_as_something_else(pipeline: Any, tmp_path: Path) -> None:
-    file = kohya({"unet": attention_layers(pipeline.unet)})
-    key = next(iter(file.tensors)).removesuffix(".lora_down.weight")
-    file.tensors[f"{key}.dora_scale"] = torch.ones(1, 32)
-    with pytest.raises(WeightFileError, match="is DoRA, which cannot be applied"):
-        load_lora(write(file, tmp_path / "style.safetensors"), components(pipeline))
 
 
 def test_an_incomplete_pair_is_refused(pipeline: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdbatch.adapters.dialect import original_name
+from sdbatch.adapters.names import original_name
 from sdbatch.cell import Cell, Recipe, Sampler, Strength, WeightFile
 from sdbatch.families import SAMPLERS
 
