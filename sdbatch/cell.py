@@ -20,7 +20,7 @@ SEED_LIMIT = 2**32
 STACKS = {"lora": "loras", "embedding": "embeddings", "controlnet": "controlnets"}
 """Config group of each ordered set of adapters -> the field of a recipe that holds its files."""
 
-SINGLE_PARTS = ("vae", "text_encoder")
+SINGLE_PARTS = ("vae", "text_encoder", "text_encoder_2")
 """Config groups, and fields of a recipe, that replace a part of the checkpoint."""
 
 LOCAL_FIELDS = ("config",)
@@ -40,6 +40,24 @@ class WeightFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """How a recipe's checkpoint, A, is merged with others when it is loaded; nothing is written."""
+
+    b: WeightFile
+    c: WeightFile | None = None
+    method: str = "weighted_sum"
+    """A key of `sdbatch.merge.table.METHODS`."""
+    ratio: float = 0.5
+    """0 is A, 1 is B; of a difference: its multiplier. With block weights: of everything outside of the blocks."""
+    blocks: tuple[float, ...] = ()
+    """A ratio per block of the UNet; empty: the ratio everywhere."""
+    density: float = 0.5
+    """Share of the changes that TIES and DARE keep."""
+    seed: int = 0
+    """Of what DARE drops."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that decides which weights are in memory and how they are wired. Equal recipes share a pipeline."""
 
@@ -52,15 +70,23 @@ class Recipe:
     """None: the one baked into the checkpoint."""
     text_encoder: WeightFile | None = None
     """None: the one baked into the checkpoint."""
+    text_encoder_2: WeightFile | None = None
+    """SDXL's second CLIP or FLUX's T5; None: the one baked into the checkpoint."""
     loras: tuple[WeightFile, ...] = ()
     """The adapter stack in its order; the strengths are the cell's."""
     embeddings: tuple[WeightFile, ...] = ()
     """Textual-inversion embeddings; the name of the file is the word of the prompt that calls it."""
     controlnets: tuple[WeightFile, ...] = ()
     prediction_type: str | None = None
-    """`epsilon`, `v_prediction`, or None for what the checkpoint's config says."""
+    """`epsilon`, `v_prediction`, or None for what the checkpoint's header or config says."""
+    zero_snr: bool | None = None
+    """A schedule that ends in pure noise (zero terminal SNR), or None for what the checkpoint's header or config says."""
+    ema: bool = False
+    """Take the averaged weights that a full checkpoint keeps beside the trained ones."""
     dtype: str = "auto"
     """`auto` (float32 on CPU, bfloat16 or float16 on CUDA), `float32`, `float16` or `bfloat16`."""
+    merge: Merge | None = None
+    """None: the checkpoint as it is."""
     engine: str = "diffusers"
     """`diffusers`, or `rehearsal`: test patterns in place of images, to try a job without weights or a GPU."""
 
@@ -69,8 +95,16 @@ class Recipe:
         files: tuple[WeightFile, ...] = getattr(self, STACKS[group])
         return files
 
+    def part(self, component: str) -> WeightFile | None:
+        """The file that replaces a component of the checkpoint, or None."""
+        file: WeightFile | None = getattr(self, component) if component in SINGLE_PARTS else None
+        return file
+
     def parts(self) -> Iterator[tuple[str, str, WeightFile]]:
-        """(key path, group, file) of everything that is added to the checkpoint or replaces a part of it."""
+        """(key path, group, file) of everything that is added to the checkpoint, merged into it or replaces a part of it."""
+        for letter, other in (("b", self.merge.b), ("c", self.merge.c)) if self.merge else ():
+            if other is not None:
+                yield f"checkpoint.merge.{letter}", "checkpoint", other
         for group in SINGLE_PARTS:
             if (file := getattr(self, group)) is not None:
                 yield group, group, file
@@ -102,7 +136,10 @@ def recipe_from(record: Mapping[str, Any]) -> Recipe:
 def _from_plain(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_from_plain(item) for item in cast("list[Any]", value))
-    return WeightFile(**cast("dict[str, str]", value)) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    record = {name: _from_plain(item) for name, item in cast("dict[str, Any]", value).items()}
+    return WeightFile(**record) if "sha256" in record else Merge(**record)
 
 
 @dataclass(frozen=True, slots=True)

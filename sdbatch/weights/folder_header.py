@@ -32,18 +32,15 @@ def read_folder(folder: Path, limits: Limits) -> Header:
     if (folder / "model_index.json").is_file():
         index = _read_config(folder / "model_index.json")
         _check_index(index)
-        parts = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name not in _NOT_A_PART]
         values: dict[str, object] = {"model_index": index}
     elif (folder / "config.json").is_file():
-        parts = [folder]
         values = {}
     else:
         raise FlawError("is a folder without model_index.json or config.json. Give a diffusers folder, or a file in it.")
     tensors: dict[str, TensorInfo] = {}
     foreign: set[str] = set()
     size = 0
-    for part in parts:
-        prefix = "" if part == folder else f"{part.name}."
+    for prefix, part in _list_parts(folder):
         for name in ("config.json", "scheduler_config.json"):
             if (part / name).is_file():
                 values[f"{prefix}{name.removesuffix('.json')}"] = _read_config(part / name)
@@ -54,6 +51,18 @@ def read_folder(folder: Path, limits: Limits) -> Header:
     if len(tensors) > limits.tensors:
         raise FlawError(f"names {len(tensors)} tensors, more than {limits.tensors}. Do not use it.")
     return Header(folder, "folder", size, tensors, values=values, foreign=tuple(sorted(foreign)))
+
+
+def list_weights(folder: Path) -> list[tuple[str, Path]]:
+    """(what its tensors' names are prefixed by, file) of every weight file of a diffusers folder that is used."""
+    return [(prefix, path) for prefix, part in _list_parts(folder) for path in _weight_files(part)]
+
+
+def _list_parts(folder: Path) -> list[tuple[str, Path]]:
+    """(prefix, sub-folder) of a pipeline's parts, or the folder itself where it is one component."""
+    if not (folder / "model_index.json").is_file():
+        return [("", folder)]
+    return [(f"{entry.name}.", entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name not in _NOT_A_PART]
 
 
 def _read_weights(path: Path, limits: Limits) -> Header:

@@ -1,0 +1,70 @@
+"""The files that weights are written as: one single file in a family's original names, or a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sdbatch.merge.naming import Piece, to_original
+from sdbatch.merge.piece import join
+from sdbatch.merge.source import Source
+from sdbatch.merge.weights import Weights
+from sdbatch.merge.writer import Entry
+
+SINGLE = ""
+"""The only file of a single-file layout, in the table of files."""
+
+FOLDER_FILES = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+"""Names of the weight files in a diffusers folder; text encoders have `model`."""
+
+TRAINING_PREFIXES = ("model_ema.", "optimizer", "lr_scheduler", "loops.", "callbacks.")
+"""What only training needs. Averaged weights (EMA) of before a merge would be wrong after it."""
+
+
+class Layout(NamedTuple):
+    """Which pieces go into which file."""
+
+    files: dict[str, dict[str, Piece]]
+    """Path in the folder (or SINGLE) -> name in the file -> what it is."""
+    extras: dict[str, Tensor]
+    """Tensors of a single file beside the model's, kept as they are."""
+
+
+def like_source(source: Source, weights: Weights, family: str, prune: bool) -> Layout:
+    """A single file: with the source's own names where it is one, else with those of its family."""
+    if source.header.format == "folder":
+        return Layout({SINGLE: to_original(weights.likes, family)}, {})
+    kept = {own: piece for own, piece in source.pieces.items() if all(name in weights.likes for name in piece.names)}
+    added = [name for name in weights.likes if name not in {part for piece in kept.values() for part in piece.names}]
+    extras = {own: tensor for own, tensor in source.raw.items() if own not in source.pieces and not own.startswith(TRAINING_PREFIXES)}
+    return Layout({SINGLE: {**kept, **to_original(added, family)}}, {} if prune else extras)
+
+
+def as_folder(weights: Weights) -> Layout:
+    """A diffusers folder: one file per component, under diffusers' names."""
+    files: dict[str, dict[str, Piece]] = {}
+    for name in weights.likes:
+        component, _, bare = name.partition(".")
+        files.setdefault(f"{component}/{FOLDER_FILES.get(component, 'model')}.safetensors", {})[bare] = Piece((name,))
+    return Layout(files, {})
+
+
+def entries_of(pieces: Mapping[str, Piece], weights: Weights, extras: Mapping[str, Tensor]) -> dict[str, Entry]:
+    """What is written into one file."""
+    found = {own: _entry(piece, weights) for own, piece in pieces.items()}
+    return found | {own: _extra(tensor) for own, tensor in extras.items()}
+
+
+def _entry(piece: Piece, weights: Weights) -> Entry:
+    def done() -> None:
+        for name in piece.names:
+            weights.release(name)
+
+    like = join(piece, [weights.likes[name] for name in piece.names])
+    return Entry(like, lambda: join(piece, [weights.make(name) for name in piece.names]), done)
+
+
+def _extra(tensor: Tensor) -> Entry:
+    return Entry(tensor, lambda: tensor, lambda: None)

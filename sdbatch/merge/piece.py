@@ -1,0 +1,58 @@
+"""Tensors between a file's own form and the common one: views where possible, so that nothing is read before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sdbatch.merge.naming import Piece
+
+Turn = Callable[[Tensor], Tensor]
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _to_matrix(tensor: Tensor) -> Tensor:
+    return tensor[:, :, 0, 0] if tensor.dim() == 4 else tensor
+
+
+def _to_convolution(tensor: Tensor) -> Tensor:
+    return tensor[:, :, None, None] if tensor.dim() == 2 else tensor
+
+
+def _transpose(tensor: Tensor) -> Tensor:
+    return tensor.T
+
+
+def _swap(tensor: Tensor) -> Tensor:
+    """Shift and scale change places: FLUX and diffusers keep them in the other order."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+FORMS: dict[str, tuple[Turn, Turn]] = {
+    # name         read        write
+    "plain": (_same, _same),
+    "conv": (_to_matrix, _to_convolution),
+    "transposed": (_transpose, _transpose),
+    "swapped": (_swap, _swap),
+}
+"""How a tensor of a single file becomes diffusers', and back."""
+
+
+def split(piece: Piece, tensor: Tensor) -> dict[str, Tensor]:
+    """The common tensors within one tensor of a file, as views of it."""
+    turned = FORMS[piece.form][0](tensor)
+    if len(piece.names) == 1:
+        return {piece.names[0]: turned}
+    shares = piece.shares or (1,) * len(piece.names)
+    unit = turned.shape[0] // sum(shares)
+    return dict(zip(piece.names, turned.split([share * unit for share in shares]), strict=True))
+
+
+def join(piece: Piece, tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor of a file from its common tensors, in the order of the piece's names."""
+    return FORMS[piece.form][1](tensors[0] if len(tensors) == 1 else torch.cat(list(tensors)))
