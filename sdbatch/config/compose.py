@@ -5,7 +5,6 @@ from __future__ import annotations
 # pyright: reportPrivateUsage=false
 # OmegaConf has no public way to a node, nor to convert one value.
 import copy
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -28,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.cell import STACKS
 from sdbatch.config.explain import explain
-from sdbatch.config.guard import check_folders
+from sdbatch.config.guard import check_folders, environment_for, guard_environment, searched_folders
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.config.search import PACKAGED, models_roots, register_options
 from sdbatch.errors import ConfigError, did_you_mean
@@ -37,7 +36,6 @@ from sdbatch.weights.catalog import Catalog
 
 LITERAL_KEYS = ("prompt", "negative_prompt")
 """Keys whose text is data: never interpolated, whatever it holds."""
-SECRET = re.compile(r"\$\{\s*oc\.(env|decode)\b")
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,11 @@ class Composer:
     def __init__(self, config_name: str = "config", config_dir: str | None = None, overrides: Sequence[str] = ()) -> None:
         setbase("1.3")
         setup_globals()
+        guard_environment()
         folders = [Path(folder).expanduser() for folder in (config_dir, "conf") if folder]
         check_folders(folders)
         names = [folder / f"{config_name}.yaml" for folder in folders]
+        check_folders(searched_folders(overrides, names))
         self.config_name = config_name
         self.catalog: Catalog = register_options(models_roots(overrides, names), folders)
         search_path = create_automatic_config_search_path(None, None, PACKAGED)
@@ -131,7 +131,6 @@ class Composer:
             # Taken out rather than copied around: a masked copy forgets the types of plain values.
             with flag_override(config, ["struct", "readonly"], False):
                 config.pop("hydra")
-            refuse_secrets(config)
             plain = self._with_own_files(to_plain(config, literals or {}))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error, self, overrides)) from None
@@ -153,7 +152,7 @@ class Composer:
 
     def _own_file(self, group: str, name: str, item: dict[str, Any]) -> str | None:
         if item["repo"] is not None:
-            return to_address(item["repo"], item["revision"], item["file"])
+            return to_address(item["repo"], item["revision"])
         if item["file"] is not None:
             return None
         if preset := item["preset"]:
@@ -171,9 +170,23 @@ def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:
             texts[key] = str(cast(Any, node)._value()).replace("\\${", "${")
     for key in texts:
         tree[key] = ""
-    plain = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=True, enum_to_str=True, throw_on_missing=False))
+    plain = resolved(tree)
     plain.update(texts)
     return cast(dict[str, Any], _missing_to_none(plain))
+
+
+def resolved(node: DictConfig, path: str = "") -> dict[str, Any]:
+    """The resolved values of a tree, key by key, so that each is told whether it may see the environment."""
+    found: dict[str, Any] = {}
+    for key in node:
+        own = f"{path}{key}"
+        child = node._get_node(key)
+        with environment_for(own):
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and not child._is_missing():
+                found[str(key)] = resolved(child, f"{own}.")
+            else:
+                found[str(key)] = "???" if OmegaConf.is_missing(node, key) else plain_value(node[key])
+    return found
 
 
 def _missing_to_none(value: Any) -> Any:
@@ -189,7 +202,7 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
     if OmegaConf.is_config(value):
-        return OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+        return OmegaConf.to_container(value, resolve=True, enum_to_str=True, throw_on_missing=False)
     return value
 
 
@@ -219,14 +232,3 @@ def interpolations(tree: DictConfig) -> list[str]:
 
     walk(raw, "")
     return found
-
-
-def refuse_secrets(tree: DictConfig) -> None:
-    """Environment variables may name folders and servers, never reach a prompt, a PNG, Parquet or MLflow."""
-    allowed = ("paths", "tracking", "out")
-    rest = OmegaConf.masked_copy(tree, [str(key) for key in tree if key not in allowed])
-    for text in interpolations(rest):
-        if SECRET.search(text):
-            raise ConfigError(
-                f"{text}: environment variables can be used only in {', '.join(allowed)}, so that no secret ends in an image."
-            )

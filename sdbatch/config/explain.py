@@ -30,7 +30,8 @@ def explain(error: Exception, composer: Composer, overrides: Sequence[str] = ())
     if "Could not find" in text or "No match in the defaults list" in text:
         return text.splitlines()[0]
     if match := KEY.search(str(cause)):
-        return f"{match[1]}: {str(cause).splitlines()[0]}"
+        # What a resolver of ours says stands after OmegaConf's own words.
+        return f"{match[1]}: {str(cause).splitlines()[0].rpartition('ConfigError raised while resolving interpolation: ')[2]}"
     return "\n".join(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line)
 
 

@@ -7,13 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from sdbatch.cell import STACKS
+from sdbatch.config.guard import early_values
 from sdbatch.config.schema import FILE_GROUPS, Config
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.weights.catalog import Catalog
@@ -38,15 +38,7 @@ def models_roots(overrides: Sequence[str], config_files: Sequence[Path]) -> list
 
     From `paths.models` of the command line, else of the first of `config_files` that has it, else `./models`.
     """
-    asked: Any = None
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.lstrip("+") == "paths.models":
-            asked = yaml.safe_load(value)
-    for file in config_files:
-        if asked is None and file.is_file():
-            document: Any = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            asked = (document.get("paths") or {}).get("models")
+    asked: Any = next(iter(early_values("paths.models", overrides, config_files)), None)
     names: list[str] = [asked] if isinstance(asked, str) else list(asked or ["models"])
     return [Path(name).expanduser() for name in names]
 
