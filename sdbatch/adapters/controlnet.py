@@ -133,7 +133,12 @@ class ControlNetBatch:
 
 
 def add_controls(
-    batches: Sequence[ControlNetBatch], when: tuple[int, int], latents_NCHW: Tensor, timestep: Tensor, embeds_NTC: Tensor
+    batches: Sequence[ControlNetBatch],
+    when: tuple[int, int],
+    latents_NCHW: Tensor,
+    timestep: Tensor,
+    embeds_NTC: Tensor,
+    added: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """What the ControlNets give the UNet at a step: keyword arguments of its call, none when no net is active.
 
@@ -143,6 +148,7 @@ def add_controls(
         latents_NCHW: What the UNet is given.
         timestep: The same as the UNet's.
         embeds_NTC: The text embeddings.
+        added: What else the UNet is told, in SDXL: the prompt's summary and the picture's size.
     """
     down: list[Tensor] | None = None
     middle: Tensor | None = None
@@ -154,7 +160,13 @@ def add_controls(
         scale = torch.tensor(scales * repeat, dtype=torch.float32).to(latents_NCHW).view(-1, 1, 1, 1)
         picture = batch.picture_BCHW.repeat(repeat, 1, 1, 1)
         found, centre = batch.net(
-            latents_NCHW, timestep, encoder_hidden_states=embeds_NTC, controlnet_cond=picture, conditioning_scale=scale, return_dict=False
+            latents_NCHW,
+            timestep,
+            encoder_hidden_states=embeds_NTC,
+            controlnet_cond=picture,
+            conditioning_scale=scale,
+            added_cond_kwargs=dict(added),
+            return_dict=False,
         )
         down = list(found) if down is None else [a + b for a, b in zip(down, found, strict=True)]
         middle = centre if middle is None else middle + centre

@@ -98,10 +98,8 @@ def _kronecker(parts: Parts, shape: Shape) -> Form:
         second = (parts["lokr_w2_a"].float() @ b.flatten(1)).reshape(-1, *b.shape[1:])
     ranks = [parts[key].shape[0] for key in ("lokr_w2_b", "lokr_w1_b") if key in parts]
     scale = _scale(parts, ranks[0]) if ranks else 1.0  # two full factors have no rank, and their alpha means nothing
-    if second.dim() < len(shape) and all(side == 1 for side in shape[2:]):
-        second = second.reshape(*second.shape, *[1] * (len(shape) - second.dim()))
-    elif second.dim() > len(shape) and second[0, 0].numel() == 1:
-        second = second.flatten(1)
+    # LyCORIS writes the low-rank factor of a convolution with two dimensions, other trainers with four.
+    second = second.reshape(shape[0] // first.shape[0], shape[1] // first.shape[1], *shape[2:])
     return Kronecker(first, second * scale)
 
 
