@@ -56,6 +56,18 @@ class Merge:
     seed: int = 0
     """Of what DARE drops."""
 
+    def name(self, first: str) -> str:
+        """What people call such a merge: `a*0.75+b*0.25`, `a+(b-c)*0.5`, `ties(a, b, c, 0.5)`."""
+        third = self.c.name if self.c else ""
+        match self.method:
+            case "weighted_sum":
+                name = f"{first}*{1 - self.ratio:.6g}+{self.b.name}*{self.ratio:.6g}"
+            case "add_difference":
+                name = f"{first}+({self.b.name}-{third})*{self.ratio:.6g}"
+            case _:
+                name = f"{self.method}({', '.join(filter(None, [first, self.b.name, third]))}, {self.ratio:.6g})"
+        return f"{name} by blocks" if self.blocks else name
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -89,6 +101,11 @@ class Recipe:
     """None: the checkpoint as it is."""
     engine: str = "diffusers"
     """`diffusers`, or `rehearsal`: test patterns in place of images, to try a job without weights or a GPU."""
+
+    @property
+    def model_name(self) -> str:
+        """What people call the base weights, merged or not."""
+        return self.merge.name(self.checkpoint.name) if self.merge else self.checkpoint.name
 
     def stack(self, group: str) -> tuple[WeightFile, ...]:
         """The files of a stack in its order."""

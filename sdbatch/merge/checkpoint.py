@@ -10,8 +10,8 @@ import torch
 
 from sdbatch.adapters.delta import Delta
 from sdbatch.adapters.lora import match_lora
-from sdbatch.adapters.read import Tensors, read_tensors
-from sdbatch.cell import Merge, Recipe, Strength, WeightFile
+from sdbatch.adapters.read import read_tensors
+from sdbatch.cell import Merge, Strength, WeightFile
 from sdbatch.errors import ConfigError, WeightFileError
 from sdbatch.merge.layout import SINGLE, entries_of, like_source
 from sdbatch.merge.metadata import to_metadata
@@ -71,34 +71,6 @@ def _refuse_misfit(one: Source, first: Weights, other: Source, second: Weights) 
 def files_of(checkpoint: WeightFile, merge: Merge | None) -> list[WeightFile]:
     """The checkpoints of a merge in the order A, B, C."""
     return [file for file in (checkpoint, *((merge.b, merge.c) if merge else ())) if file is not None]
-
-
-class MergedReader:
-    """The tensors of a recipe's merged checkpoint by component, as a checkpoint's reader gives them. Nothing is written.
-
-    The sources stay mapped between recipes that differ only in numbers.
-    """
-
-    def __init__(self, recipe: Recipe, former: MergedReader | None = None) -> None:
-        assert recipe.merge is not None
-        self.file = recipe.checkpoint
-        files = files_of(recipe.checkpoint, recipe.merge)
-        known = {source.file: source for source in former.sources} if former else {}
-        self.sources = [known.get(file) or open_source(file) for file in files]
-        self._weights = merge_weights(self.sources, recipe.merge)
-
-    def component(self, name: str) -> Tensors:
-        """The tensors of one component, under diffusers' names."""
-        prefix = f"{name}."
-        found = {full.removeprefix(prefix): self._make(full) for full in self._weights.likes if full.startswith(prefix)}
-        if not found:
-            raise WeightFileError(f"checkpoint.{self.file.name}: it has no {name}; choose a whole checkpoint.")
-        return found
-
-    def _make(self, name: str) -> torch.Tensor:
-        tensor = self._weights.make(name)
-        self._weights.release(name)
-        return tensor
 
 
 def make_checkpoint(order: Order, on_progress: OnProgress) -> None:

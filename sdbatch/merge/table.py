@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from sdbatch.cell import Merge
 from sdbatch.errors import ConfigError, did_you_mean
-from sdbatch.merge.blocks import read_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +53,3 @@ def find_fault(merge: Merge) -> tuple[str, str] | None:
     if not 0 < merge.density <= 1:
         return "density", f"{merge.density} is out of range; it is the share of the changes that is kept, above 0 and up to 1."
     return None
-
-
-def merge_name(first: str, merge: Merge) -> str:
-    """What people call such a merge: `a*0.75+b*0.25`, `a+(b-c)*0.5`."""
-    number = f"{merge.ratio:g}"
-    third = merge.c.name if merge.c else ""
-    match merge.method:
-        case "weighted_sum":
-            name = f"{first}*{1 - merge.ratio:g}+{merge.b.name}*{number}"
-        case "add_difference":
-            name = f"{first}+({merge.b.name}-{third})*{number}"
-        case _:
-            name = f"{merge.method}({', '.join(filter(None, [first, merge.b.name, third]))}, {number})"
-    return f"{name} by blocks" if merge.blocks else name
-
-
-__all__ = ["METHODS", "MethodFacts", "find_fault", "find_method", "merge_name", "read_blocks"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, Recipe, Sampler, Strength, WeightFile
+from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, Merge, Recipe, Sampler, Strength, WeightFile
 from sdbatch.families.samplers import SAMPLERS
+from sdbatch.merge.blocks import read_blocks
 from sdbatch.plan.identity import canonical, leaves
 from sdbatch.plan.tree import Tree, get, overlay
 
@@ -16,6 +17,9 @@ RECIPE_LEAVES = (
     "family.config",
     "checkpoint.file",
     "checkpoint.prediction_type",
+    *(f"checkpoint.merge.{name}" for name in ("b", "c", "method", "ratio", "blocks", "density", "seed")),
+    "checkpoint.zero_snr",
+    "checkpoint.ema",
     "memory.dtype",
     *(f"{group}.file" for group in SINGLE_PARTS),
     *(f"{group}.*.file" for group in STACKS),
@@ -51,10 +55,29 @@ def recipe_of(config: Tree, files: Files) -> Recipe:
         family=config["family"]["name"],
         config=files.config(config["family"]["config"]).path,
         checkpoint=files.weight("checkpoint", config["checkpoint"]["file"]),
+        merge=_merge(config, files),
         prediction_type=get(config, "checkpoint.prediction_type"),
+        zero_snr=get(config, "checkpoint.zero_snr"),
+        ema=get(config, "checkpoint.ema", False),
         dtype=get(config, "memory.dtype", "auto"),
         engine=get(config, "engine", "diffusers"),
         **parts,
+    )
+
+
+def _merge(config: Tree, files: Files) -> Merge | None:
+    merge = cast(Tree, get(config, "checkpoint.merge") or {})
+    if merge.get("b") is None:
+        return None
+    third = merge.get("c")
+    return Merge(
+        b=files.weight("checkpoint", merge["b"]),
+        c=None if third is None else files.weight("checkpoint", third),
+        method=merge["method"],
+        ratio=merge["ratio"],
+        blocks=() if merge["blocks"] is None else read_blocks(merge["blocks"]),
+        density=merge["density"],
+        seed=merge["seed"],
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdbatch.cell import Recipe
 from sdbatch.errors import Fault, SdbatchError
+from sdbatch.merge.table import find_fault
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.fit import find_mismatch
 from sdbatch.weights.identify import Identity
@@ -32,6 +33,8 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
     if message := find_mismatch(base, "checkpoint", base):
         yield Fault("checkpoint", f"{recipe.checkpoint.name} {message}.")
         return
+    if recipe.merge and (found := find_fault(recipe.merge)):
+        yield Fault(f"checkpoint.merge.{found[0]}", found[1])
     for key, group, file in recipe.parts():
         try:
             message = find_mismatch(index.identify(Path(file.path)), group, base)

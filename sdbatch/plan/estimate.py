@@ -36,15 +36,14 @@ def estimate(plan: Plan) -> Estimate:
 
 def describe(recipe: Recipe) -> str:
     """A recipe in one line: checkpoint, then what is added to it."""
-    added = [
-        file.name for file in (recipe.vae, recipe.text_encoder, *recipe.loras, *recipe.embeddings, *recipe.controlnets) if file is not None
-    ]
-    return " + ".join([recipe.checkpoint.name, *added])
+    added = [file.name for _, group, file in recipe.parts() if group != "checkpoint"]
+    return " + ".join([recipe.model_name, *added])
 
 
 def _loads(recipes: list[Recipe]) -> str:
     parts = {
         "checkpoint": [recipe.checkpoint for recipe in recipes],
+        "merge": [recipe.merge for recipe in recipes],
         "VAE": [recipe.vae for recipe in recipes],
         "LoRA stack": [recipe.loras for recipe in recipes],
         "embeddings": [recipe.embeddings for recipe in recipes],

@@ -24,6 +24,8 @@ Lanes = npt.NDArray[np.uint64]
 FILE_LEAVES = {
     "family.config": "config",
     "checkpoint.file": "checkpoint",
+    "checkpoint.merge.b": "checkpoint",
+    "checkpoint.merge.c": "checkpoint",
     "controlnet.*.image": "image",
     **{f"{group}.file": group for group in SINGLE_PARTS},
     **{f"{group}.*.file": group for group in STACKS},

@@ -134,11 +134,10 @@ def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
         return [seen.setdefault(part, len(seen)) for part in parts]
 
     levels = [
-        ranks(
-            [(recipe.engine, recipe.family, recipe.config, recipe.checkpoint, recipe.prediction_type, recipe.dtype) for recipe in recipes]
-        ),
+        ranks([(r.engine, r.family, r.config, r.checkpoint, r.ema, r.prediction_type, r.zero_snr, r.dtype) for r in recipes]),
+        ranks([recipe.merge for recipe in recipes]),
         ranks([recipe.controlnets for recipe in recipes]),
-        ranks([(recipe.vae, recipe.text_encoder) for recipe in recipes]),
+        ranks([(recipe.vae, recipe.text_encoder, recipe.text_encoder_2) for recipe in recipes]),
         ranks([recipe.loras for recipe in recipes]),
         ranks([recipe.embeddings for recipe in recipes]),
     ]

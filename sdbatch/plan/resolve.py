@@ -24,7 +24,7 @@ from sdbatch.plan.tree import expand, get, has, overlay
 BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
 
-OPTIONAL_FILES = (*(f"{group}.file" for group in SINGLE_PARTS), "controlnet.*.image")
+OPTIONAL_FILES = (*(f"{group}.file" for group in SINGLE_PARTS), "controlnet.*.image", "checkpoint.merge.b", "checkpoint.merge.c")
 """Files that may be left out, or whose absence a rule tells better."""
 
 Digests = dict[tuple[str, str], str]
@@ -67,6 +67,17 @@ def _refuse_idle_axes(draft: Draft, defaults: Mapping[str, Any], faults: FaultLi
     for key, column in draft.columns.items():
         if _pattern(key) not in defaults and len(column.values) > 1:
             faults.add(key, _idle_message(key))
+    for plain in draft.groups:
+        for key in _idle_merge_keys(plain, draft, defaults):
+            faults.add(key, "does nothing without a second checkpoint. Set checkpoint.merge.b.")
+
+
+def _idle_merge_keys(plain: Mapping[str, Any], draft: Draft, defaults: Mapping[str, Any]) -> list[str]:
+    # A sweep over B may have null in it, beside a ratio that is for the others.
+    if get(plain, "checkpoint.merge.b") is not None or "checkpoint.merge.b" in draft.columns:
+        return []
+    keys = [f"checkpoint.merge.{name}" for name in get(plain, "checkpoint.merge") or {}]
+    return [key for key in keys if key in draft.columns or get(plain, key) != defaults[key]]
 
 
 def _idle_message(key: str) -> str:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdbatch.cell import SEED_LIMIT
-from sdbatch.errors import did_you_mean
+from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.families import FAMILIES
 from sdbatch.families.options import scheduler_options
 from sdbatch.families.samplers import SAMPLERS
+from sdbatch.merge.blocks import read_blocks
+from sdbatch.merge.table import METHODS
 from sdbatch.plan.tree import Tree, get
 
 PROMPT_LIMIT = 100_000
@@ -47,6 +49,14 @@ def _is_text(value: Any) -> bool:
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
 
 
+def _blocks_fault(value: Any) -> str | None:
+    try:
+        read_blocks(value)
+    except (ConfigError, TypeError, ValueError) as error:
+        return str(error) if isinstance(error, ConfigError) else f"{value} is no list of numbers, nor a preset."
+    return None
+
+
 PIXELS = Rule(
     lambda value: isinstance(value, int) and 8 <= value <= 16_384 and value % 8 == 0,
     lambda value: f"{value} px cannot be made; sizes are multiples of 8 from 8 to 16384 px.",
@@ -68,6 +78,10 @@ RULES: dict[str, Rule] = {
     "width": PIXELS,
     "height": PIXELS,
     "clip_skip": between(1, 12),
+    "checkpoint.merge.method": one_of(lambda: list(METHODS), "method"),
+    "checkpoint.merge.ratio": STRENGTH,
+    "checkpoint.merge.blocks": Rule(lambda value: value is None or _blocks_fault(value) is None, lambda value: str(_blocks_fault(value))),
+    "checkpoint.merge.seed": Rule(lambda value: type(value) is int and 0 <= value < SEED_LIMIT, _seed_message),
     "prompt": TEXT,
     "negative_prompt": TEXT,
     "lora.*.weight": STRENGTH,

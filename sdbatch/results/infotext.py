@@ -91,8 +91,9 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None) -> Infotext
         "CFG scale": _number(cell.guidance_scale),
         "Seed": str(cell.seed),
         "Size": f"{cell.width}x{cell.height}",
-        "Model hash": autov2(recipe.checkpoint.sha256),
-        "Model": recipe.checkpoint.name,
+        # The sum of two checkpoints has the hash of neither: `Hashes` has them all.
+        "Model hash": autov2(recipe.checkpoint.sha256) if recipe.merge is None else None,
+        "Model": recipe.model_name,
         "VAE hash": autov2(recipe.vae.sha256) if recipe.vae else None,
         "VAE": recipe.vae.name if recipe.vae else None,
         "Clip skip": str(cell.clip_skip) if cell.clip_skip > 1 else None,
@@ -114,6 +115,9 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None) -> Infotext
 def _hashes(cell: Cell, embeddings: list[WeightFile]) -> dict[str, str]:
     recipe = cell.recipe
     parts = {"model": recipe.checkpoint}
+    if recipe.merge:
+        merged = (recipe.checkpoint, recipe.merge.b, recipe.merge.c)
+        parts = {f"model:{file.name}": file for file in merged if file is not None}
     if recipe.vae:
         parts["vae"] = recipe.vae
     parts |= {f"lora:{part.name}": part for part in recipe.loras} | {f"embed:{part.name}": part for part in embeddings}

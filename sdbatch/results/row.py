@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdbatch.cell import Cell, Picture, Recipe, content_of
+from sdbatch.cell import Cell, Merge, Picture, Recipe, content_of
 from sdbatch.results.arrow import table_of_records
 from sdbatch.results.schema import FAILED, FLAT, NAN, OK, SCHEMA, SCHEMA_VERSION
 
@@ -145,6 +145,7 @@ def _weights(cell: Cell, facts: Mapping[str, Any]) -> Row:
         "prediction_type": recipe.prediction_type,
         "checkpoint": recipe.checkpoint.name,
         "checkpoint_sha256": recipe.checkpoint.sha256,
+        "merge": _merge(recipe.merge) if recipe.merge else None,
         "vae": recipe.vae.name if recipe.vae else None,
         "vae_sha256": recipe.vae.sha256 if recipe.vae else None,
         "text_encoder": recipe.text_encoder.name if recipe.text_encoder else None,
@@ -153,6 +154,10 @@ def _weights(cell: Cell, facts: Mapping[str, Any]) -> Row:
         "embeddings": [{"name": part.name, "sha256": part.sha256} for part in recipe.embeddings],
         "controlnets": _controlnets(cell),
     }
+
+
+def _merge(merge: Merge) -> str:
+    return canonical_json({"method": merge.method, "ratio": merge.ratio, **content_of(merge)})
 
 
 def _loras(cell: Cell, facts: Mapping[str, Any]) -> list[Row]:

@@ -28,6 +28,7 @@ MOST_POINTS = 1000
 PARAMETERS = (
     "family",
     "checkpoint",
+    "merge",
     "vae",
     "text_encoder",
     "prompt",

@@ -38,7 +38,7 @@ def find_mismatch(file: Identity, group: str, base: Identity) -> str | None:
 
     Families are compared where both are known, else the numbers that must be equal.
     """
-    if file.group != group:
+    if file.group != group.removesuffix("_2"):
         where = f"use it as {file.group}=" if file.group else "no group takes it"
         return f"is {describe(file)}, not {_ARTICLED.get(group, group)}; {where}"
     if file.foreign:
@@ -54,9 +54,11 @@ def find_mismatch(file: Identity, group: str, base: Identity) -> str | None:
 def _find_difference(file: Identity, group: str, base: Identity) -> str | None:
     """What of the model the file does not fit, as the end of the sentence; None when it fits as far as is known."""
     match group:
+        case "checkpoint" if not _merges(file, base):
+            return _width(base) + (f", {base.variant}" if base.variant else "")
         case "vae" if _differ(file.latent_channels, base.latent_channels):
             return f" with {base.latent_channels} latent channels"
-        case "text_encoder" if file.embedding_widths and base.embedding_widths and file.embedding_widths[0] not in base.embedding_widths:
+        case "text_encoder" | "text_encoder_2" if file.embedding_widths and base.embedding_widths and file.embedding_widths[0] not in base.embedding_widths:
             return f" with {_join(base.embedding_widths)}-wide tokens"
         case "embedding" if not _embedding_fits(file, base):
             return f" with {_join(_token_widths(base))}-wide tokens"
@@ -65,6 +67,14 @@ def _find_difference(file: Identity, group: str, base: Identity) -> str | None:
             return _width(base) if differs else None
         case _:
             return None
+
+
+def _merges(file: Identity, base: Identity) -> bool:
+    """Whether a checkpoint can be merged into the base. Only an inpainting model takes others in."""
+    numbers = ("family", "cross_attention_width", "latent_channels", "prediction_type")
+    if any(_differ(getattr(file, name), getattr(base, name)) for name in numbers):
+        return False
+    return base.variant == "inpainting" or not _differ(file.variant, base.variant)
 
 
 def _differ(one: object, other: object) -> bool:
