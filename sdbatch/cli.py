@@ -22,6 +22,7 @@ VERBS = {
     "export": "write a sweep as a Parquet or WebDataset dataset",
     "models": "list the weight files that are options",
     "inspect": "tell what a weight file is",
+    "pull": "fetch models from the Hugging Face Hub ahead of a run",
     "replay": "make an image again from its PNG",
     "verify": "check a sweep's images against its rows",
     "doctor": "whether this machine and a folder can hold a sweep",

@@ -94,13 +94,11 @@ class PresetConf:
     source: str | None = beside(None)
     """The page that tells about it and offers the download."""
     repo: str | None = beside(None)
-    """Where `sdbatch pull` finds it: `owner/name` of the Hugging Face Hub, or `datasets/owner/name`. Unset: only the page offers it."""
-    file: str | None = beside(None)
-    """The file in that repository."""
+    """Where `sdbatch pull` finds it on the Hugging Face Hub: `owner/name/path/of/file`. Unset: only the page offers it."""
     revision: str | None = beside(None)
     """Commit, tag or branch; unset: the newest."""
     sha256: str | None = beside(None)
-    """SHA-256 of the file as published, 64 hex digits: `sdbatch pull` keeps no other."""
+    """SHA-256 of the file as published, or its first 10 digits (AutoV2) or more: `sdbatch pull` keeps no other."""
 
 
 @dataclass
@@ -108,7 +106,7 @@ class FileConf:
     """What every option that is a weight file may say beside its name. `file` says what is used; these say where it comes from."""
 
     repo: str | None = beside(None)
-    """A repository of the Hugging Face Hub, `owner/name`, in place of a file; with `file`: that file of it."""
+    """In place of a file: a repository of the Hugging Face Hub, `owner/name`, or a file of it, `owner/name/path/of/file`."""
     revision: str | None = beside(None)
     """Commit, tag or branch of the repository; unset: `main`."""
     sha256: str | None = beside(None)
@@ -136,13 +134,38 @@ class ModelConf:
 
 
 @dataclass
+class MergeConf:
+    """Other checkpoints that the base weights, A, are merged with as they are loaded. Nothing is written."""
+
+    b: str | None = None
+    """The second checkpoint, B. Unset: nothing is merged."""
+    c: str | None = None
+    """The third checkpoint, C, which `add_difference`, `ties` and `dare` take differences to."""
+    method: str = "weighted_sum"
+    """`weighted_sum`, `add_difference`, `slerp`, `ties` or `dare`."""
+    ratio: float = 0.5
+    """0 is A, 1 is B; of `add_difference`: the multiplier. With `blocks`: of everything outside of the blocks."""
+    blocks: Any = None
+    """A ratio for each block of the UNet: a preset such as GRAD_V, or a list of 25 (SDXL: 19). Unset: the ratio everywhere."""
+    density: float = 0.5
+    """Share of the changes that `ties` and `dare` keep."""
+    seed: int = 0
+    """Of what `dare` drops."""
+
+
+@dataclass
 class CheckpointConf(FileConf):
     """The base weights."""
 
     file: str = MISSING
     """An option name, a file name in `models/checkpoints`, or a path."""
+    merge: MergeConf = field(default_factory=MergeConf)
     prediction_type: Prediction | None = None
-    """Unset: what the family's config says."""
+    """Unset: what the file's header or the family's config says."""
+    zero_snr: bool | None = None
+    """Whether its noise schedule ends in pure noise (zero terminal SNR); unset: what the file's header says."""
+    ema: bool = False
+    """Take the averaged weights that a full checkpoint keeps beside the trained ones."""
 
 
 @dataclass
@@ -156,6 +179,14 @@ class VaeConf(FileConf):
 @dataclass
 class TextEncoderConf(FileConf):
     """The text encoder."""
+
+    file: str | None = None
+    """Unset: the one baked into the checkpoint."""
+
+
+@dataclass
+class TextEncoder2Conf(FileConf):
+    """The second text encoder: SDXL's larger CLIP, or FLUX's T5."""
 
     file: str | None = None
     """Unset: the one baked into the checkpoint."""
@@ -296,6 +327,7 @@ class Config:
     checkpoint: CheckpointConf = field(default_factory=CheckpointConf)
     vae: VaeConf = field(default_factory=VaeConf)
     text_encoder: TextEncoderConf = field(default_factory=TextEncoderConf)
+    text_encoder_2: TextEncoder2Conf = field(default_factory=TextEncoder2Conf)
     lora: dict[str, LoraConf] = field(default_factory=dict)
     embedding: dict[str, EmbeddingConf] = field(default_factory=dict)
     controlnet: dict[str, ControlNetConf] = field(default_factory=dict)

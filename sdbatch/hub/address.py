@@ -48,14 +48,16 @@ class Address:
         return _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
-        return to_address(self.repo, self.revision, self.file)
+        return to_address(f"{self.repo}/{self.file}" if self.file else self.repo, self.revision)
 
 
-def to_address(repo: str, revision: str | None = None, file: str | None = None) -> str:
-    """The text that stands for it where a file is asked for."""
+def to_address(place: str, revision: str | None = None) -> str:
+    """The text that stands for `owner/name`, or for `owner/name/path/of/file`, where a file is asked for."""
+    start = 3 if place.startswith(DATASETS) else 2
+    parts = place.split("/")
     # As the Hub writes the slash of `refs/pr/1` in its own addresses.
-    place = (revision or DEFAULT_REVISION).replace("/", "%2F")
-    return f"{PREFIX}{repo}@{place}" + (f"/{file}" if file else "")
+    at = (revision or DEFAULT_REVISION).replace("/", "%2F")
+    return "/".join([f"{PREFIX}{'/'.join(parts[:start])}@{at}", *parts[start:]])
 
 
 def is_address(asked: str) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
+from sdbatch.hub import snapshot
+from sdbatch.hub.address import is_address, read_address
 from sdbatch.weights.catalog import Catalog, embedded_root
 from sdbatch.weights.hashes import Hasher
 
@@ -34,8 +36,10 @@ class FileBook:
                 return self.weight(group, asked)
 
     def weight(self, group: str, asked: str) -> WeightFile:
-        """A weight file of a group. Raises WeightFileError."""
-        return self._remember(group, asked, lambda: self.catalog.find(group, asked))
+        """A weight file of a group, or what an address of the Hub stands for. Raises WeightFileError."""
+        return self._remember(
+            group, asked, lambda: snapshot.find(read_address(asked)) if is_address(asked) else self.catalog.find(group, asked)
+        )
 
     def image(self, asked: str) -> WeightFile:
         """A picture given as input. Raises WeightFileError."""
@@ -55,6 +59,8 @@ class FileBook:
 
 
 def _name(asked: str, path: Path) -> str:
+    if is_address(asked):
+        return snapshot.to_name(read_address(asked), path)
     return path.stem if "/" in asked or "." in asked else asked
 
 
