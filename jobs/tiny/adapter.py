@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 Weights = dict[str, torch.Tensor]
+LAST_FACTORS = ("lora_up.weight", "hada_w1_a")
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te_text_model"}
 
 
@@ -58,6 +60,37 @@ def to_diffusers(models: dict[str, nn.Module]) -> Weights:
     return weights
 
 
+def resume(models: dict[str, nn.Module], path: Path) -> int:
+    """Begin with what is in an earlier file, if there is one. Returns the steps its header counts."""
+    if not path.exists():
+        return 0
+    try:
+        fill(models, load_file(path))
+    except ValueError as fault:
+        raise ValueError(f"{path.name}: {fault}; to begin anew, with another rank say, remove {path}") from fault
+    with safe_open(path, "pt") as file:
+        return int((file.metadata() or {}).get("ss_steps", 0))
+
+
+def fill(models: dict[str, nn.Module], weights: Weights) -> None:
+    """Give the peft layers the factors of a file in either dialect, to go on from.
+
+    Raises: ValueError when the file was made with another rank or other targets.
+    """
+    groups = _group(weights)
+    for part, model in models.items():
+        for name, layer in trained_layers(model).items():
+            factors, alpha = collect(layer)
+            given = groups.get(f"{PREFIXES[part]}_{_flat(name)}", {})
+            for key, value in factors.items():
+                if key not in given or given[key].shape != value.shape:
+                    found = list(given[key].shape) if key in given else "nothing"
+                    raise ValueError(f"{part}.{name}: {key} is {list(value.shape)}, the file has {found}")
+                # The file's alpha may not be the layer's; the product must come out the same.
+                scale = _alpha(given) / alpha if key in LAST_FACTORS else 1.0
+                value.copy_(given[key] * scale)
+
+
 def _flat(name: str) -> str:
     return re.sub(r"^text_model\.", "", name).replace(".", "_")
 
@@ -85,8 +118,12 @@ def compute_delta(factors: Weights, shape: torch.Size) -> torch.Tensor:
     else:
         rank = factors["lora_down.weight"].shape[0]
         product = factors["lora_up.weight"].flatten(1) @ factors["lora_down.weight"].flatten(1)
-    alpha = factors["alpha"].item() if "alpha" in factors else rank
-    return (product * (alpha / rank)).reshape(shape)
+    return (product * (_alpha(factors) / rank)).reshape(shape)
+
+
+def _alpha(factors: Weights) -> float:
+    """The file's alpha; the rank where the dialect has no place for one."""
+    return factors["alpha"].item() if "alpha" in factors else len(factors["lora_down.weight"])
 
 
 @contextmanager
@@ -118,6 +155,19 @@ def merged(pipe: StableDiffusionPipeline, path: Path, strength: float) -> Iterat
 
 
 def save(weights: Weights, path: Path, metadata: dict[str, str]) -> None:
-    """Write one safetensors file. Side effects: creates the folder."""
+    """Write one safetensors file, unless it says the same already: the library shuffles the header, and so the hash.
+
+    Side effects: creates the folder.
+    """
+    metadata = {"format": "pt", **metadata}
+    if path.exists() and _says(path, weights, metadata):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata={"format": "pt", **metadata})
+    save_file(weights, path, metadata=metadata)
+
+
+def _says(path: Path, weights: Weights, metadata: dict[str, str]) -> bool:
+    with safe_open(path, "pt") as file:
+        if file.metadata() != metadata or set(file.keys()) != set(weights):
+            return False
+        return all(torch.equal(file.get_tensor(name), value.cpu()) for name, value in weights.items())

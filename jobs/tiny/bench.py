@@ -6,11 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from jobs.tiny import emoji, feature, network, picture, scene, sheet
+from jobs.tiny import emoji, feature, network, picture, scene, sheet, shipped
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Bench:
     @cached_property
     def pipe(self) -> StableDiffusionPipeline:
         """The shipped base, from the diffusers folder, computed in float32."""
-        return load_folder(self.embedded / "checkpoints" / "tiny_diffusers")
+        return shipped.load_folder(self.embedded)
 
     @cached_property
     def pictures(self) -> dict[str, np.ndarray]:
@@ -57,22 +56,6 @@ class Bench:
     def show(self, images: list[Image.Image], name: str, columns: int, captions: list[str] | None = None) -> None:
         """Write a sheet beside the other results."""
         sheet.save_sheet(images, self.out / "evaluation" / f"{name}.png", columns, captions)
-
-
-def load_folder(folder: Path) -> StableDiffusionPipeline:
-    """A shipped diffusers folder in float32."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def load_file(path: Path, config: Path) -> StableDiffusionPipeline:
-    """A shipped single file in float32."""
-    pipe = StableDiffusionPipeline.from_single_file(
-        path, config=str(config), local_files_only=True, torch_dtype=torch.float32, safety_checker=None
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def share(flags: np.ndarray | list[bool]) -> float:

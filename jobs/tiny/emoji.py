@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 import yaml
 from PIL import Image
 
@@ -73,6 +72,8 @@ def _to_svg(icons: dict, name: str) -> str:
 
 def _render(svg: str, size_px: int) -> np.ndarray:
     """Draw, cut to what is visible, centre with the margin. Returns uint8 [size, size, 4]."""
+    import resvg_py  # here, because pictures drawn before need no renderer
+
     png = resvg_py.svg_to_bytes(svg_string=svg, width=4 * size_px, height=4 * size_px)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     alpha = np.array(image)[..., 3]

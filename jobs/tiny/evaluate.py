@@ -13,7 +13,8 @@ import torch
 
 from jobs.tiny import card, measure, measure_stack
 from jobs.tiny.bench import Bench
-from jobs.tiny.export import EMBEDDED, load_config
+from jobs.tiny.config import load_config
+from jobs.tiny.shipped import EMBEDDED
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "speed": measure.measure_speed,

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from jobs.tiny import adapter, card, emoji, generate, metadata, network, original, picture
+from jobs.tiny import adapter, card, emoji, generate, metadata, network, original, picture, shipped
+from jobs.tiny.config import load_config
 
 HERE = Path(__file__).parent
-EMBEDDED = HERE.parents[1] / "sdbatch" / "embedded"
-BASE, BASE_FOLDER, SECOND = "tiny", "tiny_diffusers", "tiny_pastel"
-VAE, CONTROLNET = "tiny_vivid", "tiny_canny"
 FOLDERS = {"lora": "loras", "embedding": "embeddings"}
 
 
@@ -28,7 +25,7 @@ def _half(weights: original.Weights) -> original.Weights:
 def export_base(out: Path, to: Path) -> None:
     """The base as a diffusers folder and as a single file, and the checkpoint fine-tuned from it."""
     pipe = generate.load_parts(out)
-    folder = to / "checkpoints" / BASE_FOLDER
+    folder = to / shipped.BASE_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     text = pipe.text_encoder.state_dict()
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -40,11 +37,10 @@ def export_base(out: Path, to: Path) -> None:
     shutil.copytree(out / "tokenizer", folder / "tokenizer")
     _anonymise(folder)
     describe = "Small Stable Diffusion that draws {} from a fixed list of words"
-    _save_checkpoint(pipe.unet, pipe.vae, text, to / f"checkpoints/{BASE}.safetensors", describe.format("emoji"))
+    _save_checkpoint(pipe.unet, pipe.vae, text, to / shipped.BASE, describe.format("emoji"))
     if (out / "unet_second").exists():
         unet = UNet2DConditionModel.from_pretrained(out / "unet_second")
-        path = to / f"checkpoints/{SECOND}.safetensors"
-        _save_checkpoint(unet, pipe.vae, text, path, describe.format("emoji in soft pastel colours"))
+        _save_checkpoint(unet, pipe.vae, text, to / shipped.SECOND, describe.format("emoji in soft pastel colours"))
 
 
 def _save_checkpoint(unet: UNet2DConditionModel, vae: AutoencoderKL, text: original.Weights, path: Path, description: str) -> None:
@@ -64,9 +60,9 @@ def export_controlnet(out: Path, to: Path) -> None:
     """The ControlNet in its original names, and the configuration a reader needs beside it."""
     controlnet = ControlNetModel.from_pretrained(out / "controlnet")
     weights = original.to_original_controlnet(controlnet.state_dict())
-    header = metadata.modelspec(CONTROLNET, "control-net", "Follows white canny edges on black")
-    adapter.save(_half(weights), to / "controlnet" / f"{CONTROLNET}.safetensors", header)
-    folder = to / "configs" / CONTROLNET
+    header = metadata.modelspec(shipped.CONTROLNET.stem, "control-net", "Follows white canny edges on black")
+    adapter.save(_half(weights), to / shipped.CONTROLNET, header)
+    folder = to / shipped.CONTROLNET_CONFIG
     folder.mkdir(parents=True, exist_ok=True)
     controlnet.save_config(folder)
     _anonymise(folder)
@@ -75,9 +71,9 @@ def export_controlnet(out: Path, to: Path) -> None:
 def export_vae(out: Path, to: Path) -> None:
     """The second autoencoder, alone in its file and without a prefix, as such files are."""
     vae = AutoencoderKL.from_pretrained(out / "vae_second")
-    header = metadata.modelspec(VAE, "vae", "Stronger colours and contrast")
+    header = metadata.modelspec(shipped.SECOND_VAE.stem, "vae", "Stronger colours and contrast")
     weights = original.to_original_vae(vae.state_dict(), prefix="")
-    adapter.save(_half(weights), to / "vae" / f"{VAE}.safetensors", header)
+    adapter.save(_half(weights), to / shipped.SECOND_VAE, header)
 
 
 def export_all(config: dict[str, Any], out: Path, to: Path) -> None:
@@ -111,19 +107,13 @@ def export_references(out: Path, path: Path) -> None:
     np.savez_compressed(path, names=np.array([noun.name for noun in emoji.load_nouns()]), **cells)
 
 
-def load_config(overrides: list[str]) -> dict[str, Any]:
-    """config.yaml with `key=value` overrides."""
-    merged = OmegaConf.merge(OmegaConf.load(HERE / "config.yaml"), OmegaConf.from_dotlist(overrides))
-    return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     config = load_config(parser.parse_args().overrides)
     torch.set_num_threads(1)
-    export_all(config, Path(config["out"]), EMBEDDED)
+    export_all(config, Path(config["out"]), shipped.EMBEDDED)
 
 
 if __name__ == "__main__":

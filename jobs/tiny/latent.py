@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from jobs.tiny import emoji, network, scene
+from jobs.tiny.loop import rank
 from jobs.tiny.train_vae import PictureSource, show_reconstruction, to_tensor
 
 
@@ -65,9 +66,16 @@ def freeze(config: dict[str, Any], out: Path) -> None:
 
 
 def load(config: dict[str, Any], out: Path) -> tuple[list[scene.Scene], torch.Tensor]:
-    """The cached scenes and their latents [n, 4, 16, 16]."""
+    """The scenes and their latents [n, 4, 16, 16], encoded once. Side effects: writes `out`/latents.npy."""
     scenes = list_scenes(config)
-    latents = torch.from_numpy(np.load(out / "latents.npy")).float()
+    path = out / "latents.npy"
+    if not path.exists():  # the autoencoder was not trained here
+        pictures = emoji.load_pictures(out, network.SIZE_PX)["noto"]
+        vae = AutoencoderKL.from_pretrained(out / "vae_frozen").eval()
+        part = out / f"latents.{rank()}.npy"
+        np.save(part, encode(vae, [scene.draw(item, pictures) for item in scenes]).half().numpy())
+        part.replace(path)
+    latents = torch.from_numpy(np.load(path)).float()
     if len(scenes) != len(latents):
         raise ValueError(f"{out}/latents.npy holds {len(latents)} pictures, the recipe has {len(scenes)}: run `freeze`")
     return scenes, latents

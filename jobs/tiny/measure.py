@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 
-from jobs.tiny import bench, feature, generate, picture, scene
+from jobs.tiny import feature, generate, picture, scene, shipped
 from jobs.tiny.bench import Bench, share
 
 Figures = dict[str, Any]
@@ -116,8 +116,7 @@ def measure_robustness(b: Bench) -> Figures:
 
 def measure_forms(b: Bench) -> Figures:
     """The diffusers folder and the single file make the same picture."""
-    folder = b.embedded / "checkpoints" / "tiny_diffusers"
-    single = bench.load_file(b.embedded / "checkpoints" / "tiny.safetensors", folder)
+    single = shipped.load_file(b.embedded, shipped.BASE)
     prompts = b.prompts(b.spread(8))
     pair = [feature.to_array(generate.generate(pipe, prompts, [0] * 8)) for pipe in (b.pipe, single)]
     return {"largest_difference": float(np.abs(pair[0] - pair[1]).max())}

@@ -3,11 +3,10 @@
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import StableDiffusionControlNetPipeline
 from PIL import Image
 
-from jobs.tiny import adapter, bench, edge, feature, generate, picture, scene
+from jobs.tiny import adapter, edge, feature, generate, picture, scene, shipped
 from jobs.tiny.bench import Bench, share
 
 Figures = dict[str, Any]
@@ -112,13 +111,8 @@ def _saturation(images: list[Image.Image]) -> float:
 
 def load_controlnet(b: Bench) -> StableDiffusionControlNetPipeline:
     """The base with the shipped ControlNet."""
-    controlnet = ControlNetModel.from_single_file(
-        b.embedded / "controlnet" / "tiny_canny.safetensors",
-        config=str(b.embedded / "configs" / "tiny_canny"),
-        local_files_only=True,
-        torch_dtype=torch.float32,
-    )
     parts = {name: part for name, part in b.pipe.components.items() if name != "image_encoder"}
+    controlnet = shipped.load_controlnet(b.embedded)
     pipe = StableDiffusionControlNetPipeline(**parts, controlnet=controlnet, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -159,14 +153,12 @@ def _target(b: Bench, index: int, kind: str) -> np.ndarray:
 
 def measure_variants(b: Bench) -> Figures:
     """The second checkpoint's look and the second VAE's colours."""
-    folder, chosen = b.embedded / "checkpoints" / "tiny_diffusers", b.spread(b.control_nouns)
+    chosen = b.spread(b.control_nouns)
     plain = generate.generate(b.pipe, b.prompts(chosen), chosen)
-    second = bench.load_file(b.embedded / "checkpoints" / "tiny_pastel.safetensors", folder)
+    second = shipped.load_file(b.embedded, shipped.SECOND)
     pastel = generate.generate(second, b.prompts(chosen), chosen)
     vae = b.pipe.vae
-    b.pipe.vae = type(vae).from_single_file(
-        b.embedded / "vae" / "tiny_vivid.safetensors", config=str(folder), subfolder="vae", torch_dtype=torch.float32
-    )
+    b.pipe.vae = shipped.load_second_vae(b.embedded)
     vivid = generate.generate(b.pipe, b.prompts(chosen), chosen)
     b.pipe.vae = vae
     b.show(plain[:8] + pastel[:8] + vivid[:8], "variants", 8)

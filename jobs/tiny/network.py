@@ -1,6 +1,9 @@
 """The four networks and the scheduler, in SD 1.x's classes and layout, only smaller."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -12,6 +15,7 @@ LATENT_SIZE = 16
 SCALING_FACTOR = 0.18215  # SD 1.x's own; the autoencoder's 1×1 convolutions are fitted to it
 TEXT_WIDTH = 128
 MAX_TOKENS = 77
+Network = TypeVar("Network", bound=nn.Module)
 VAE_WIDTHS = (16, 24, 40, 56)
 UNET_WIDTHS = (48, 64, 80)
 
@@ -19,6 +23,11 @@ UNET_WIDTHS = (48, 64, 80)
 def _zero(module: nn.Module) -> None:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
+
+
+def begin(kind: type[Network], folder: Path, build: Callable[[], Network]) -> Network:
+    """The network saved in `folder`, to go on from, or a new one where there is none."""
+    return kind.from_pretrained(folder) if folder.exists() else build()
 
 
 def build_vae() -> AutoencoderKL:

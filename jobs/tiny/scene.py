@@ -42,7 +42,8 @@ def held_out_background(noun: Noun) -> str:
     return list(picture.BACKGROUNDS)[_number("background", noun.name) % len(picture.BACKGROUNDS)]
 
 
-def _allowed(noun: Noun) -> tuple[list[str], list[str]]:
+def allowed(noun: Noun) -> tuple[list[str], list[str]]:
+    """Tints and backgrounds that training may show with this noun."""
     tints = [name for name in picture.TINTS if name != held_out_tint(noun)]
     return tints, [name for name in picture.BACKGROUNDS if name != held_out_background(noun)]
 
@@ -52,7 +53,7 @@ def list_scenes(nouns: list[Noun], both_per_noun: int, pairs_per_noun: int, seed
     scenes = []
     for index, noun in enumerate(nouns):
         rng = random.Random(f"{seed} {noun.name}")
-        tints, backgrounds = _allowed(noun)
+        tints, backgrounds = allowed(noun)
         scenes.append(Scene(index))
         scenes += [Scene(index, "background", background=name) for name in backgrounds]
         scenes += [Scene(index, "tint", tint=name) for name in tints]

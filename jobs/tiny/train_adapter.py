@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoHaConfig, LoraConfig
 from torch import nn
 
-from jobs.tiny import adapter, emoji, latent, metadata, network, picture, scene
+from jobs.tiny import adapter, emoji, latent, metadata, network, picture, sample, scene
+from jobs.tiny.diffusion import Diffusion, drop
 from jobs.tiny.loop import Loop, LoopSettings
-from jobs.tiny.train_unet import Diffusion, drop
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TRANSFORMER = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
@@ -116,7 +116,10 @@ def train(config: dict[str, Any], out: Path, name: str) -> None:
         f"{part}.{key}": value for part, model in models.items() for key, value in model.named_parameters()
         if value.requires_grad
     }  # fmt: skip
+    path = out / "adapters" / f"{name}.safetensors"
+    earlier_steps = adapter.resume(models, path)
     loop = Loop(LoopSettings.pick(section), parameters, out / "adapter_runs" / name)
+    earlier_steps -= loop.step  # what the restart state counts is in the file's count too
 
     def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
         drawn = [random.choice(lessons).draw(section["trigger"]) for _ in range(section["batch"])]
@@ -125,8 +128,10 @@ def train(config: dict[str, Any], out: Path, name: str) -> None:
 
     def on_save() -> None:
         weights = adapter.to_kohya(models) if section["dialect"] == "kohya" else adapter.to_diffusers(models)
-        header = metadata.of_adapter(name, section, loop.step, sum(len(lesson.scenes) for lesson in lessons))
-        adapter.save(weights, out / "adapters" / f"{name}.safetensors", header)
+        header = metadata.of_adapter(name, section, earlier_steps + loop.step, sum(len(lesson.scenes) for lesson in lessons))
+        adapter.save(weights, path, header)
+        nouns = lessons[0].nouns
+        sample.show(out, name, diffusion, unet, [scene.with_article(nouns[index].name) for index in sample.spread(nouns)])
 
     loop.run(step, on_save)
 

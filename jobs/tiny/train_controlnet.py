@@ -1,6 +1,7 @@
-"""A ControlNet that follows canny edges, taught on plain, mirrored, smaller and shifted pictures."""
+"""A ControlNet that follows canny edges, taught on pictures in poses their captions do not tell."""
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +9,52 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
-from jobs.tiny import edge, emoji, latent, network, scene
+from jobs.tiny import edge, emoji, latent, network, picture, sample, scene
+from jobs.tiny.diffusion import Diffusion, drop
 from jobs.tiny.loop import Loop, LoopSettings
-from jobs.tiny.train_unet import Diffusion, drop
 
 EMBEDDING_WIDTHS = (8, 16, 24, 32)  # four, so that the condition shrinks eight times, as SD 1.x's does
+# How many pictures of a noun by their size; the base knows one pose only, so most of them stand elsewhere.
+SIZES = {"plain": 2, "shifted": 6, "small": 4}
+COLOURED_SHARE = 0.3
+SHOWN_POSE = 3  # of each noun: smaller, mirrored and somewhere else
+MARGIN_CELLS = {"shifted": 4, "small": 8}
 
 
-def list_scenes(nouns: list[emoji.Noun], seed: int) -> list[scene.Scene]:
-    """Pictures whose outline the caption does not tell."""
+@dataclass(frozen=True)
+class Pose:
+    """A scene, and whether it is seen in a mirror."""
+
+    item: scene.Scene
+    mirrored: bool
+
+    def draw(self, pictures: np.ndarray) -> np.ndarray:
+        """Shapes: as `scene.draw`."""
+        rgb = scene.draw(self.item, pictures)
+        return rgb[:, ::-1] if self.mirrored else rgb
+
+
+def list_poses(nouns: list[emoji.Noun], seed: int) -> list[Pose]:
+    """Every noun in place and mirrored, then in random places, mirrored or not, some of them in other colours."""
     rng = random.Random(seed)
-    scenes = []
-    for index in range(len(nouns)):
-        scenes += [scene.Scene(index), scene.Scene(index, "mirrored")]
-        scenes += [scene.Scene(index, "shifted", cell_xy=(rng.randint(0, 4), rng.randint(0, 4))) for _ in range(3)]
-        scenes += [scene.Scene(index, "small", cell_xy=(rng.randint(0, 8), rng.randint(0, 8))) for _ in range(2)]
-    return scenes
+    poses = []
+    for index, noun in enumerate(nouns):
+        tints, backgrounds = scene.allowed(noun)
+        for kind, count in SIZES.items():
+            for number in range(count):
+                margin = MARGIN_CELLS.get(kind)
+                cell = (rng.randint(0, margin), rng.randint(0, margin)) if margin else None
+                coloured = bool(margin) and rng.random() < COLOURED_SHARE
+                tint = rng.choice([None, *tints]) if coloured else None
+                background = rng.choice([None, *backgrounds]) if coloured else None
+                item = scene.Scene(index, kind, tint, background, cell)
+                poses.append(Pose(item, number % 2 == 1))
+    return poses
 
 
 def to_caption(item: scene.Scene, nouns: list[emoji.Noun]) -> str:
-    """Only what it is: where it stands must be read from the edges."""
-    return scene.describe(scene.Scene(item.noun), nouns, random)
+    """What it is and its colours: where it stands must be read from the edges."""
+    return scene.describe(scene.Scene(item.noun, "plain", item.tint, item.background), nouns, random)
 
 
 def build(unet: UNet2DConditionModel) -> ControlNetModel:
@@ -42,19 +68,19 @@ def train(config: dict[str, Any], out: Path) -> None:
     torch.manual_seed(section["seed"])
     device = torch.device(config["device"])
     nouns, pictures = emoji.load_nouns(), emoji.load_pictures(out, network.SIZE_PX)["noto"]
-    scenes = list_scenes(nouns, section["seed"])
-    drawn = [scene.draw(item, pictures) for item in scenes]
+    poses = list_poses(nouns, section["seed"])
+    drawn = [np.ascontiguousarray(pose.draw(pictures)) for pose in poses]
     vae = AutoencoderKL.from_pretrained(out / "vae_frozen").eval().to(device)
     latents = latent.encode(vae, drawn)
     edges = torch.from_numpy(np.stack([edge.canny(rgb) for rgb in drawn]))
     diffusion = Diffusion(out, device, section["time_bias"])
     unet = UNet2DConditionModel.from_pretrained(out / "unet").to(device).requires_grad_(False)
-    controlnet = build(unet).to(device).train()
+    controlnet = network.begin(ControlNetModel, out / "controlnet", lambda: build(unet)).to(device).train()
     loop = Loop(LoopSettings.pick(section), dict(controlnet.named_parameters()), out / "controlnet_run")
 
     def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = [random.randrange(len(scenes)) for _ in range(section["batch"])]
-        captions = [drop(to_caption(scenes[index], nouns), section["caption_dropout"]) for index in chosen]
+        chosen = [random.randrange(len(poses)) for _ in range(section["batch"])]
+        captions = [drop(to_caption(poses[index].item, nouns), section["caption_dropout"]) for index in chosen]
         condition = edges[chosen, None].float().expand(-1, 3, -1, -1).to(device)
 
         def predict(noisy: torch.Tensor, times: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -64,4 +90,11 @@ def train(config: dict[str, Any], out: Path) -> None:
 
         return diffusion.loss(predict, latents[chosen], captions)
 
-    loop.run(step, lambda: controlnet.save_pretrained(out / "controlnet"))
+    def on_save() -> None:
+        controlnet.save_pretrained(out / "controlnet")
+        shown = [index * sum(SIZES.values()) + SHOWN_POSE for index in sample.spread(nouns)]
+        prompts = [to_caption(poses[index].item, nouns) for index in shown]
+        conditions = [picture.to_image(edge.to_condition(drawn[index])) for index in shown]
+        sample.show(out, "controlnet", diffusion, unet, prompts, controlnet, image=conditions)
+
+    loop.run(step, on_save)

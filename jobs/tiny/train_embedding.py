@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import nn
 
-from jobs.tiny import adapter, emoji, latent, metadata, network, scene
+from jobs.tiny import adapter, emoji, latent, metadata, network, sample, scene
+from jobs.tiny.diffusion import Diffusion
 from jobs.tiny.loop import Loop, LoopSettings
-from jobs.tiny.train_unet import Diffusion
 
 
 def list_scenes(nouns: list[emoji.Noun], section: dict[str, Any]) -> list[scene.Scene]:
@@ -30,7 +31,10 @@ def train(config: dict[str, Any], out: Path, name: str) -> None:
     latents = latent.encode(vae, [scene.draw(item, pictures) for item in scenes])
     diffusion = Diffusion(out, device, section["time_bias"])
     unet = UNet2DConditionModel.from_pretrained(out / "unet").to(device).requires_grad_(False)
+    path, key = out / "adapters" / f"{name}.safetensors", name if section["dialect"] == "diffusers" else "emb_params"
     vectors = add_tokens(diffusion, name, section["vectors"], section["start"])
+    if path.exists():
+        vectors.data.copy_(load_file(path)[key])
     loop = Loop(LoopSettings.pick(section), {"vectors": vectors}, out / "adapter_runs" / name)
     words = " ".join(f"<{name}_{number}>" for number in range(section["vectors"]))
 
@@ -40,9 +44,9 @@ def train(config: dict[str, Any], out: Path, name: str) -> None:
         return diffusion.loss(lambda *inputs: unet(*inputs).sample, latents[chosen], captions)
 
     def on_save() -> None:
-        key = name if section["dialect"] == "diffusers" else "emb_params"
         header = metadata.modelspec(name, "textual-inversion", section["description"], trigger_phrase=name)
-        adapter.save({key: vectors.detach().half()}, out / "adapters" / f"{name}.safetensors", header)
+        adapter.save({key: vectors.detach().half()}, path, header)
+        sample.show(out, name, diffusion, unet, [to_caption(nouns[index], words) for index in sample.spread(nouns)])
 
     loop.run(step, on_save)
 

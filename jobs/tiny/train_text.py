@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from jobs.tiny import emoji, latent, network, picture, scene
 from jobs.tiny.loop import Loop, LoopSettings
@@ -72,7 +72,7 @@ def train(config: dict[str, Any], out: Path) -> None:
     scenes, latents = latent.load(config, out)
     labels = label(scenes).to(device)
     codes, weights = (part.to(device) for part in principal_codes(latents, section["codes"]))
-    model = network.build_text_encoder(tokenizer).to(device)
+    model = network.begin(CLIPTextModel, out / "text_encoder", lambda: network.build_text_encoder(tokenizer)).to(device).train()
     reader = Reader(len(nouns), section["codes"]).to(device)
     parameters = {**dict(model.named_parameters()), **{f"reader.{n}": p for n, p in reader.named_parameters()}}
     loop = Loop(LoopSettings.pick(section), parameters, out / "text_run")
@@ -83,7 +83,7 @@ def train(config: dict[str, Any], out: Path) -> None:
         captions = [scene.describe(scenes[index], nouns, random) for index in chosen]
         ids = network.to_ids(tokenizer, captions).to(device)
         hidden = model(ids).last_hidden_state
-        state = hidden[torch.arange(len(ids)), pick_positions(ids, tokenizer.eos_token_id)]
+        state = hidden[torch.arange(len(ids), device=device), pick_positions(ids, tokenizer.eos_token_id)]
         losses, figures = [], {}
         for column, head in enumerate(reader.classes):
             wanted = labels[chosen, column]

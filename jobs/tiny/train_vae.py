@@ -1,6 +1,7 @@
-"""Autoencoder: first crops, then whole pictures; later the decoder alone, with the encoder frozen."""
+"""Autoencoder: first crops, then whole pictures."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,14 @@ def psnr_db(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return -10 * torch.log10((found.clamp(-1, 1) - wanted).square().mean((1, 2, 3)) / 4)
 
 
-def show_reconstruction(vae: AutoencoderKL, source: PictureSource, path: Path) -> float:
-    """Write a sheet of originals over reconstructions. Returns the mean PSNR of the base set on white."""
+def show_reconstruction(
+    vae: AutoencoderKL, source: PictureSource, path: Path, look: Callable[[np.ndarray], np.ndarray] = lambda rgb: rgb
+) -> float:
+    """Write a sheet of what is wanted over what is decoded. Returns the mean PSNR of the base set on white."""
     pictures = np.stack([picture.compose(rgba) for rgba in source.pictures["noto"]])
-    wanted = to_tensor(pictures).to(vae.device)
+    given, wanted = to_tensor(pictures).to(vae.device), to_tensor(look(pictures)).to(vae.device)
     with torch.no_grad():
-        found = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in wanted.split(16)])
+        found = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in given.split(16)])
     value = psnr_db(found, wanted).mean().item()
     rows = [row for start in range(0, 48, 16) for row in (wanted[start : start + 16], found[start : start + 16])]
     sheet.save_tensors(torch.cat(rows), path, columns=16)
@@ -93,7 +96,8 @@ def train(config: dict[str, Any], out: Path) -> None:
     section = config["vae"]
     torch.manual_seed(section["seed"])
     device = torch.device(config["device"])
-    source, vae = PictureSource(out, section["seed"]), network.build_vae().to(device)
+    source, vae = PictureSource(out, section["seed"]), network.begin(AutoencoderKL, out / "vae_raw", network.build_vae)
+    vae.to(device)
     loop = Loop(LoopSettings.pick(section), dict(vae.named_parameters()), out / "vae_run")
 
     def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
@@ -110,34 +114,5 @@ def train(config: dict[str, Any], out: Path) -> None:
         vae.save_pretrained(out / "vae_raw")
         value = show_reconstruction(vae, source, out / "sheets" / "vae.png")
         print(f"[vae] base pictures {value:.2f} dB", flush=True)
-
-    loop.run(step, on_save)
-
-
-def train_decoder(config: dict[str, Any], out: Path) -> None:
-    """Continue the decoder on whole pictures with slightly noisy latents. Side effects: writes `out`/vae."""
-    section = config["decoder"]
-    torch.manual_seed(section["seed"])
-    source = PictureSource(out, section["seed"])
-    device = torch.device(config["device"])
-    vae = AutoencoderKL.from_pretrained(out / "vae_frozen").to(device)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    parameters = {n: p for n, p in vae.named_parameters() if n.startswith(("decoder", "post_quant"))}
-    loop = Loop(LoopSettings.pick(section), parameters, out / "decoder_run")
-    factor = vae.config.scaling_factor
-
-    def step(progress: float) -> tuple[torch.Tensor, dict[str, float]]:
-        wanted = source.batch(section["batch"], network.SIZE_PX).to(device)
-        with torch.no_grad():
-            latents = vae.encode(wanted).latent_dist.mode() * factor
-            noise = torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1, device=device) * section["noise"]
-        found = vae.decode((latents + noise) / factor).sample
-        return picture_loss(found, wanted), {"psnr": psnr_db(found.detach(), wanted).mean().item()}
-
-    def on_save() -> None:
-        vae.save_pretrained(out / "vae")
-        value = show_reconstruction(vae, source, out / "sheets" / "decoder.png")
-        print(f"[decoder] base pictures {value:.2f} dB", flush=True)
 
     loop.run(step, on_save)
