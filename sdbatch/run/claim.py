@@ -196,15 +196,6 @@ class Claims:
         if handle is not None:
             os.close(handle)
 
-    def drop_all(self, worker: str) -> list[int]:
-        """Give back every shard of a worker that is known to be dead."""
-        dropped: list[int] = []
-        for path in self.folder.glob("*/*"):
-            if path.name.isdigit() and _owner(path).worker == worker:
-                path.unlink(missing_ok=True)
-                dropped.append(int(path.name))
-        return dropped
-
     def read_group(self, group: int) -> GroupState:
         """The state of one group of shards, by one look at its folder."""
         held: set[int] = set()
@@ -254,6 +245,16 @@ def iter_owners(folder: Path) -> Iterator[tuple[int, Owner]]:
     for path in sorted(folder.glob("*/*")):
         if path.name.isdigit():
             yield int(path.name), _owner(path)
+
+
+def drop_dead(folder: Path) -> list[int]:
+    """Give back every shard whose owner was a process of this machine that is gone; others have to be watched for that."""
+    dropped: list[int] = []
+    for shard, owner in iter_owners(folder):
+        if _is_dead(owner):
+            (folder / f"{shard // GROUP_SHARDS:04d}" / f"{shard:06d}").unlink(missing_ok=True)
+            dropped.append(shard)
+    return dropped
 
 
 def watch_alive(folder: Path, watch_s: float = 2 * HEARTBEAT_S, pause: Callable[[float], None] = time.sleep) -> list[str]:

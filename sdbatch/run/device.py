@@ -12,11 +12,17 @@ from sdbatch.errors import ConfigError
 from sdbatch.run.worker import Place
 
 
-def find_places(device: str, threads: int | None) -> list[Place]:
-    """One worker per device of `memory.device`. Raises ConfigError for a device that is not there."""
+def find_places(device: str, threads: int | None, workers: int | None = None) -> list[Place]:
+    """One worker per device of `memory.device`, or so many in turn. Raises ConfigError for a device that is not there."""
     names = _names(device)
-    share = threads or max(1, (os.cpu_count() or 1) // len(names))
-    return [Place(index, len(names), name, share) for index, name in enumerate(names)]
+    count = workers or len(names)
+    share = threads or max(1, cpus() // count)
+    return [Place(index, count, names[index % len(names)], share) for index in range(count)]
+
+
+def cpus() -> int:
+    """CPUs that this process may use: what a scheduler gave it, not what the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _names(device: str) -> list[str]:

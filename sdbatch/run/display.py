@@ -12,6 +12,8 @@ from sdbatch.run.supervisor import Child, Tally, Watcher
 REFRESH_S = 0.25
 PLAIN_S = 10.0
 """Between two lines of a log file."""
+TASK_S = 60.0
+"""The same in the log of an engine's task."""
 
 
 def build_watcher(tally_hint: str) -> Watcher:
@@ -55,6 +57,25 @@ class PlainWatcher(Watcher):
         else:
             sys.stderr.write(f"0/{tally.total} images, {', '.join(child.doing for child in children)}\n")
         sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+class TaskWatcher(Watcher):
+    """A line a minute for the log of one task among others, which knows only what it made itself."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def show(self, tally: Tally, children: Sequence[Child]) -> None:
+        """A line, if the last one is a while ago."""
+        if time.monotonic() - self._last_s >= TASK_S:
+            self._last_s = time.monotonic()
+            doing = ", ".join(f"{child.place.device} {child.doing}" for child in children)
+            self.note(f"{tally.made} images made here, {tally.failed} failed, {tally.rate:.2f} images/s; {doing}")
 
     def note(self, text: str) -> None:
         """A line of its own."""

@@ -1,161 +1,147 @@
-"""Run a job in its folder: take up what is there, make what is missing, show and record the rest."""
+"""Run a job in its folder: take up what is there, and have what is missing made here or by an engine."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sdbatch import __version__
-from sdbatch.errors import FolderError, WeightFileError
-from sdbatch.plan.files import config_sha256
-from sdbatch.plan.store import PlanFile, write_plan
-from sdbatch.results.disk import write_file
+from sdbatch.config.launcher import LocalLauncher, RayLauncher, SlurmLauncher, TemplateLauncher, read_launcher
+from sdbatch.errors import FolderError
+from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
-from sdbatch.results.upkeep import merge_parts, recover
+from sdbatch.results.upkeep import merge_parts
 from sdbatch.run import claim
 from sdbatch.run.device import find_places
 from sdbatch.run.display import build_watcher
+from sdbatch.run.engine_state import engine_states
+from sdbatch.run.follow import follow
+from sdbatch.run.launchers import ray, slurm
+from sdbatch.run.launchers.command import Submission, write_submission
+from sdbatch.run.launchers.template import job_file
+from sdbatch.run.node import is_finished
+from sdbatch.run.outcome import Handed, Outcome, Printed, count
 from sdbatch.run.prepare import Job
 from sdbatch.run.projecting import Projecting
 from sdbatch.run.settings import Settings
+from sdbatch.run.settle import check_files, open_claims, settle, take_up
 from sdbatch.run.supervisor import Supervisor, Tally
-from sdbatch.tracking.target import redact
-from sdbatch.weights.hashes import Hasher
 
-LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "mlflow", "hydra-core")
 MANY_PARTS = 256
 """More small parts than this are merged when a run ends: each costs every reader a millisecond."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: SweepFolder
-    settings: Settings
-    cells: int
-    """Cells of the plan."""
-    before: int
-    """Of these, made before this run."""
-    tally: Tally
-    state: Committed
-
-    @property
-    def done(self) -> int:
-        """Cells of the plan that are made now."""
-        return self.before + self.tally.made
-
-    @property
-    def exit_code(self) -> int:
-        """0 all made; 1 some failed, or a fault stopped it; 128 and the signal when one stopped it."""
-        if self.tally.signal_number and self.done + self.tally.failed < self.cells:
-            return 128 + self.tally.signal_number
-        return 0 if self.tally.error is None and self.done == self.cells else 1
+Ending = Outcome | Handed | Printed
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(job: Job) -> Ending:
     """Run a prepared job. Raises FolderError before anything is made if the folder cannot be used."""
     folder = SweepFolder(job.out)
     folder.create()
     with folder.lock():
-        state = recover(folder, retry_faulty=True)
-        settle_plan(folder, job, state)
-        write_file(folder.config, config_text(job).encode())
-        about = folder.read_about()
-        facts = {"name": job.settings.name, "plan_id": job.plan.plan_id, "cells": len(job.plan), "axes": job.axes, "versions": versions()}
-        folder.write_about({**about, **facts, "settings": redacted(job.settings)})
-        return _supervise(folder, job.settings, job.settings.tracking_uri, state)
+        state = take_up(folder)
+        settle(folder, job, state)
+        return _launch(folder, job.settings, job.settings.tracking_uri, state)
 
 
-def resume(path: Path, uri: str | None = None) -> Outcome:
-    """Go on with the sweep in a folder; `uri` is its tracking server, where that has a password. Raises FolderError."""
+def resume(path: Path, uri: str | None = None, launcher: Mapping[str, Any] | None = None) -> Ending:
+    """Go on with the sweep in a folder; `uri` is its tracking server, where that has a password. Raises FolderError.
+
+    `launcher`: options of another one than it was planned with, or only those that change when they name none.
+    """
     folder = SweepFolder(path)
     if not folder.plan.is_file():
         raise FolderError(f"{path}: there is no sweep to go on with (no plan.parquet). Give the folder of a sweep, such as outputs/NAME.")
     with folder.lock():
         check_files(PlanFile(folder.plan))
         settings = Settings.from_dict(folder.read_about().get("settings", {"name": path.name}))
-        return _supervise(folder, settings, uri or settings.tracking_uri, recover(folder, retry_faulty=True))
+        if launcher:
+            kept = {} if "name" in launcher else settings.launcher
+            settings = replace(settings, launcher={**kept, **launcher})
+        return _launch(folder, settings, uri or settings.tracking_uri, take_up(folder))
 
 
-def check_files(plan: PlanFile) -> None:
-    """Refuse to go on when a file is not what it was when the plan was made: its images would not be the plan's."""
-    hasher = Hasher()
-    for (group, asked), file in plan.files.items():
-        path = Path(file.path)
-        if not path.exists():
-            raise WeightFileError(f"{group}={asked}: {path} is gone. Put it back, or run the sweep's own command again to plan without it.")
-        found = config_sha256(path) if group == "config" else hasher.sha256(path)
-        if found != file.sha256:
-            said = f"{group}={asked}: {path} has changed since the plan was made ({file.sha256[:10]}, now {found[:10]})."
-            raise WeightFileError(f"{said} Run the sweep's own command again: it makes the images of the new file, and keeps the old.")
-
-
-def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
-    """Keep the plan that is there if it names the same images and its work is all accounted for; else write this one.
-
-    Keeping it matters: the shards and so the batches stay as they were, and a resumed sweep makes the same bytes.
-    """
-    there: PlanFile | None = None
-    with suppress(FolderError):  # missing or damaged: written anew
-        there = PlanFile(folder.plan)
-    if there is not None and there.plan_id == job.plan.plan_id and not _lost_adopted(there, state):
-        return
-    write_plan(job.plan.adopt(state.done), folder.plan)
-
-
-def _lost_adopted(plan: PlanFile, state: Committed) -> bool:
-    """Whether a cell that was made before its plan is not there any more, so that no shard would make it."""
-    done = state.done
-    return any(shard < 0 and image_id not in done for ids, shards in plan.iter_ids() for image_id, shard in zip(ids, shards, strict=True))
-
-
-def _supervise(folder: SweepFolder, settings: Settings, uri: str | None, state: Committed) -> Outcome:
+def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Committed) -> Ending:
     plan = PlanFile(folder.plan)
-    done = state.done
-    before = sum(sum(image_id in done for image_id in ids) for ids, _ in plan.iter_ids())
-    tally = Tally(plan.cells - before)
-    if tally.total:
-        places = find_places(settings.device, settings.threads)[: max(1, plan.shards)]
-        claim.clear(folder.claims)
-        recipes = "1 recipe" if len(plan.recipes) == 1 else f"{len(plan.recipes)} recipes"
-        devices = ", ".join(place.device for place in places)
-        sys.stderr.write(f"{settings.name}: {_ask(plan.cells, before)}, {recipes}, on {devices}\n")
-        watcher = Projecting(build_watcher(settings.name), folder, settings, uri)
-        tally = Supervisor(folder, places, tally.total, watcher).run()
-        watcher.close()
+    before, _ = count(plan, state)
+    launcher = read_launcher(settings.launcher)
+    if before == plan.cells:
+        return Outcome(folder, settings, plan.cells, before, Tally(0), state)
+    open_claims(folder, plan, state)
+    match launcher:
+        case TemplateLauncher():
+            return Printed(job_file(folder, launcher, settings.name))
+        case SlurmLauncher() | RayLauncher():
+            launcher = replace(launcher, workers=min(launcher.workers, max(1, plan.shards)))
+            handed = _hand_over(folder, settings, launcher, plan.cells - before)
+            if not launcher.wait:
+                return handed
+            workers = "; ".join(str(submission) for submission in handed.submissions)
+            sys.stderr.write(f"{settings.name}: {_ask(plan, before)}, on {workers}\n")
+            watcher = Projecting(build_watcher(settings.name), folder, settings, uri)
+            tally = follow(folder, before, watcher)
+        case LocalLauncher():
+            watcher = Projecting(build_watcher(settings.name), folder, settings, uri)
+            tally = _supervise(folder, settings, launcher, before, watcher)
+    watcher.close()
+    return close(folder, settings, before, tally)
+
+
+def _supervise(folder: SweepFolder, settings: Settings, launcher: LocalLauncher, before: int, watcher: Projecting) -> Tally:
+    plan = PlanFile(folder.plan)
+    places = find_places(settings.device, settings.threads, launcher.workers)[: max(1, plan.shards)]
+    sys.stderr.write(f"{settings.name}: {_ask(plan, before)}, on {', '.join(place.device for place in places)}\n")
+    with folder.log.open("a", encoding="utf-8") as log:
+        return Supervisor(folder, places, plan.cells - before, watcher, log).run()
+
+
+def _hand_over(folder: SweepFolder, settings: Settings, launcher: SlurmLauncher | RayLauncher, left: int) -> Handed:
+    """Submit as many workers as are not there yet."""
+    there = [state for state in engine_states(folder) if state.alive and state.submission.engine == launcher.name]
+    known = [state.submission for state in there]
+    wanted = launcher.workers - sum(state.alive for state in there)
+    if wanted <= 0:
+        return Handed(folder, settings, left, known, 0)
+    submission = _submit(folder, settings, replace(launcher, workers=wanted))
+    write_submission(folder, submission)
+    return Handed(folder, settings, left, [*known, submission], wanted)
+
+
+def _submit(folder: SweepFolder, settings: Settings, launcher: SlurmLauncher | RayLauncher) -> Submission:
+    if isinstance(launcher, SlurmLauncher):
+        return slurm.submit(folder, launcher, settings.name)
+    return ray.submit(folder, launcher)
+
+
+def close(folder: SweepFolder, settings: Settings, before: int, tally: Tally) -> Outcome:
+    """Put the folder of a run that ended in order, unless others are busy with it. Only while its lock is held."""
+    if not tally.signal_number and not claim.watch_alive(folder.claims):
         claim.remove(folder.claims)
         if len(folder.parts()) > MANY_PARTS:
             merge_parts(folder)
-        state = committed(folder)
-    return Outcome(folder, settings, plan.cells, before, tally, state)
+    return Outcome(folder, settings, PlanFile(folder.plan).cells, before, tally, committed(folder))
 
 
-def _ask(cells: int, before: int) -> str:
+def close_if_last(folder: SweepFolder) -> Outcome | None:
+    """What the task of an engine does at its end: None unless it ended the sweep, and nobody waits to close it."""
+    if not folder.claims.is_dir() or not is_finished(folder):
+        return None
+    try:
+        with folder.lock():
+            if not folder.claims.is_dir():
+                return None
+            settings = Settings.from_dict(folder.read_about()["settings"])
+            plan = PlanFile(folder.plan)
+            made, faulty = count(plan, committed(folder))
+            return close(folder, settings, 0, Tally(plan.cells, made, faulty))
+    except FolderError:
+        return None  # the process that submitted it holds the lock: it waits, and closes
+
+
+def _ask(plan: PlanFile, before: int) -> str:
+    recipes = "1 recipe" if len(plan.recipes) == 1 else f"{len(plan.recipes)} recipes"
     if not before:
-        return "1 image" if cells == 1 else f"{cells} images"
-    return f"{cells - before} of {cells} images to make ({before} are made)"
-
-
-def versions() -> dict[str, str]:
-    """Versions of sdbatch, Python and the libraries that make and store the images."""
-    return {"sdbatch": __version__, "python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in LIBRARIES}
-
-
-def redacted(settings: Settings) -> dict[str, Any]:
-    """The settings as they may be written down: without a password in the tracking URI."""
-    return {**settings.to_dict(), "tracking_uri": settings.tracking_uri and redact(settings.tracking_uri)}
-
-
-def config_text(job: Job) -> str:
-    """`config.yaml`: the resolved base configuration and the axes, readable and diffable."""
-    axes = "".join(f"#   {key}: {count} values\n" for key, count in job.axes.items()) or "#   none\n"
-    head = f"# {job.settings.name}: {len(job.plan)} images. Axes (their values are in plan.parquet):\n{axes}"
-    return redact(head + yaml.safe_dump(job.config, sort_keys=False, allow_unicode=True, width=140))
+        return f"{'1 image' if plan.cells == 1 else f'{plan.cells} images'}, {recipes}"
+    return f"{plan.cells - before} of {plan.cells} images to make ({before} are made), {recipes}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sdbatch.config.arguments import Arguments
 from sdbatch.config.compose import Composer, Composition
+from sdbatch.config.launcher import read_launcher
 from sdbatch.config.schema import identity_defaults
 from sdbatch.config.sweep import Request, read_request, read_space
 from sdbatch.errors import ConfigError
@@ -22,8 +23,6 @@ from sdbatch.plan.plan import Plan
 from sdbatch.plan.resolve import resolve
 from sdbatch.plan.tree import Tree, overlay
 from sdbatch.run.settings import Settings, read_settings
-
-LAUNCHERS = ("local",)
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,19 @@ class _Composing:
 
 def _launcher(base: Composition) -> dict[str, Any]:
     """The launcher's own settings. Raises ConfigError for one that is not ours, which would be ignored in silence."""
-    launcher = dict(base.hydra.get("launcher") or {})
-    if launcher.get("name") not in LAUNCHERS:
-        asked = launcher.get("name") or launcher.get("_target_")
-        raise ConfigError(f"hydra/launcher: {asked} does not run sdbatch's plans. Choose one of: {', '.join(LAUNCHERS)}.")
+    launcher = read_launcher(base.hydra.get("launcher") or {})
     if "basic_sweeper" not in str((base.hydra.get("sweeper") or {}).get("_target_")):
         raise ConfigError("hydra/sweeper: sdbatch plans sweeps itself; leave hydra/sweeper as it is.")
-    return launcher
+    return asdict(launcher)
+
+
+def read_launcher_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """What `hydra/launcher=` and `hydra.launcher.KEY=` ask: a whole launcher, or options only. Raises ConfigError."""
+    composer = Composer()
+    if any(override.startswith("hydra/launcher=") for override in overrides):
+        return _launcher(composer.compose(overrides))
+    parsed = composer.parse(overrides)
+    return {override.key_or_group.removeprefix("hydra.launcher."): override.value() for override in parsed}
 
 
 def _name(arguments: Arguments, base: Composition) -> str:

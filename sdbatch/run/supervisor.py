@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from sdbatch.results.folder import SweepFolder
-from sdbatch.run.claim import Claims
+from sdbatch.run import claim
 from sdbatch.run.crash import Crashes
 from sdbatch.run.device import environment
 from sdbatch.run.message import Committed, Idle, Loading, Message, Refused, Started, Step, parse
 from sdbatch.run.worker import Place
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""What asks for a stop; SIGUSR2 is Slurm's warning before a time limit, as submitit has it sent."""
 HANG_S = 60.0
 """A worker that denoises and says nothing for this long, or 20 of its steps, hangs."""
 LOADING_HANG_S = 900.0
@@ -81,24 +83,26 @@ class Watcher:
 class Supervisor:
     """Runs the workers of one sweep folder until all work is done."""
 
-    def __init__(self, folder: SweepFolder, places: Sequence[Place], total: int, watcher: Watcher) -> None:
+    def __init__(self, folder: SweepFolder, places: Sequence[Place], total: int, watcher: Watcher, log: IO[str]) -> None:
+        """`log` takes what the workers and their libraries print."""
         self.folder = folder
         self.children = [Child(place) for place in places]
         self.tally = Tally(total)
         self.watcher = watcher
         self._heard: queue.Queue[tuple[Child, subprocess.Popen[str], Message | None]] = queue.Queue()
         self._stop_since_s: float | None = None
-        self._log: IO[str] | None = None
+        self._log = log
 
     def run(self) -> Tally:
         """Run to the end, or until a signal or a fault stops it."""
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        # An engine's task starts with them blocked, so that one that comes early waits for its handler.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
-            with self.folder.log.open("a", encoding="utf-8") as self._log:
-                for child in self.children:
-                    self._start(child)
-                while not all(child.over for child in self.children):
-                    self._turn()
+            for child in self.children:
+                self._start(child)
+            while not all(child.over for child in self.children):
+                self._turn()
         finally:
             self._kill_all()
             for child in self.children:
@@ -207,7 +211,7 @@ class Supervisor:
         assert child.process is not None
         code = child.process.returncode
         child.process = None
-        Claims(self.folder.claims, "").drop_all(child.place.name)
+        claim.drop_dead(self.folder.claims)
         if code == 0 or self._stop_since_s is not None or self.tally.error is not None:
             child.over = True
             return
@@ -220,9 +224,9 @@ class Supervisor:
         if child.crashes >= QUARANTINE_CRASHES:
             child.over = True
             child.doing = "given up"
-            self._note(f"{cause}. {child.crashes} times in a row without an image: this device is given up. See {self.folder.log}.")
+            self._note(f"{cause}. {child.crashes} times in a row without an image: this device is given up. See {self._log.name}.")
             if all(other.over for other in self.children):
-                self.tally.error = f"every device was given up; the last one: {cause}. See {self.folder.log}."
+                self.tally.error = f"every device was given up; the last one: {cause}. See {self._log.name}."
             return
         wait_s = BACKOFF_S[min(child.crashes - 1, len(BACKOFF_S) - 1)]
         child.restart_at_s = time.monotonic() + wait_s
@@ -233,9 +237,8 @@ class Supervisor:
     def _note(self, text: str) -> None:
         self.tally.notes.append(text)
         self.watcher.note(text)
-        if self._log is not None:
-            self._log.write(f"sdbatch: {text}\n")
-            self._log.flush()
+        self._log.write(f"sdbatch: {text}\n")
+        self._log.flush()
 
     def _check_clocks(self) -> None:
         now_s = time.monotonic()

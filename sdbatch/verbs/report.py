@@ -10,10 +10,35 @@ from pathlib import Path
 
 from sdbatch.errors import SdbatchError
 from sdbatch.run.display import duration
-from sdbatch.run.launch import Outcome
+from sdbatch.run.launch import Ending
+from sdbatch.run.outcome import Handed, Outcome, Printed
 from sdbatch.run.projecting import start_tracking
 from sdbatch.tracking.cursor import CURSOR
 from sdbatch.tracking.target import redact
+
+
+def report(ending: Ending, tracking_uri: str | None) -> int:
+    """Say how it ended; of a run that made its images here, also export, draw and record. Returns the exit code."""
+    match ending:
+        case Printed(text):
+            sys.stdout.write(text)
+        case Handed():
+            sys.stdout.write("\n".join(_handed(ending)) + "\n")
+        case Outcome():
+            return finish(ending, tracking_uri or ending.settings.tracking_uri)
+    return 0
+
+
+def _handed(ending: Handed) -> list[str]:
+    out = ending.folder.path
+    what = "; ".join(str(submission) for submission in ending.submissions)
+    head = f"submitted {ending.new}" if ending.new else "nothing submitted, since enough workers are there"
+    return [
+        f"{ending.settings.name}: {ending.left} images to make; {head} ({what}).",
+        f"  follow   sdbatch status {out} --watch",
+        f"  stop     sdbatch stop {out}",
+        f"  go on    sdbatch resume {out}",
+    ]
 
 
 def finish(outcome: Outcome, tracking_uri: str | None) -> int:
@@ -25,7 +50,6 @@ def finish(outcome: Outcome, tracking_uri: str | None) -> int:
     wait_tracking = _track(outcome, tracking_uri)
     lines = _made(outcome)
     if outcome.done:
-        lines += _guarded("export", outcome, _export)
         lines += _guarded("grid", outcome, _grid)
     lines += [f"  table    {outcome.folder.rows}/  (pandas.read_parquet, DuckDB, datasets)"]
     lines += wait_tracking()
@@ -42,7 +66,9 @@ def _made(outcome: Outcome) -> list[str]:
             f"  images   {outcome.folder.images}/",
         ]
     images = f"  images   {outcome.folder.images}/"
-    if outcome.cells == 1 and outcome.done:
+    if outcome.settings.format != "files":
+        images = f"  dataset  {outcome.folder.blocks}/  ({outcome.settings.format})"
+    elif outcome.cells == 1 and outcome.done:
         images = f"  image    {next(outcome.folder.images.rglob('*.png'))}"
     took_s = time.monotonic() - tally.started_s
     failed = f", {tally.failed} failed" if tally.failed else ""
@@ -56,14 +82,6 @@ def _guarded(what: str, outcome: Outcome, action: Callable[[Outcome], list[str]]
         return action(outcome)
     except SdbatchError as error:
         return [f"  {what:<8} not made: {error}"]
-
-
-def _export(outcome: Outcome) -> list[str]:
-    if outcome.settings.export == "files":
-        return []
-    from sdbatch.verbs.export import export_folder
-
-    return [f"  dataset  {export_folder(outcome.folder, outcome.settings.export)}/"]
 
 
 def _grid(outcome: Outcome) -> list[str]:

@@ -1,4 +1,7 @@
-"""`sdbatch resume OUT`: go on with a sweep that was stopped; failed images are tried again."""
+"""`sdbatch resume OUT`: go on with a sweep that was stopped; failed images are tried again.
+
+By the launcher it was planned with, or another: `hydra/launcher=local`, `hydra.launcher.workers=4`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,19 @@ from pathlib import Path
 
 from sdbatch.verbs.words import read_words
 
+PREFIXES = ("hydra/launcher=", "hydra.launcher.")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Resume. Returns the exit code."""
-    words = read_words("resume", arguments, ("OUT",), {"uri": ""})
+    overrides = [word for word in arguments if word.startswith(PREFIXES)]
+    words = read_words("resume", [word for word in arguments if word not in overrides], ("OUT",), {"uri": ""})
     from sdbatch.run.launch import resume
-    from sdbatch.verbs.report import finish
+    from sdbatch.verbs.report import report
 
-    outcome = resume(Path(words["OUT"]), words["uri"] or None)
-    return finish(outcome, words["uri"] or outcome.settings.tracking_uri)
+    launcher = None
+    if overrides:
+        from sdbatch.run.prepare import read_launcher_overrides
+
+        launcher = read_launcher_overrides(overrides)
+    return report(resume(Path(words["OUT"]), words["uri"] or None, launcher), words["uri"] or None)

@@ -17,10 +17,10 @@ def main(arguments: Sequence[str]) -> int:
         return show(asked)
     from sdbatch.run.launch import run_job
     from sdbatch.run.prepare import prepare
-    from sdbatch.verbs.report import finish
+    from sdbatch.verbs.report import report
 
     job = prepare(asked)
     if len(job.plan) > 1:
         axes = " x ".join(f"{key} ({count})" for key, count in job.axes.items() if count > 1)
         sys.stderr.write(f"{len(job.plan)} images: {axes}\n")
-    return finish(run_job(job), job.settings.tracking_uri)
+    return report(run_job(job), job.settings.tracking_uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
 from sdbatch.run import supervisor
 from sdbatch.run.launch import run_job
+from sdbatch.run.outcome import Outcome
 from sdbatch.run.prepare import prepare
 from sdbatch.run.supervisor import describe_exit
 from tests.conftest import BASE, Sdbatch
@@ -19,11 +21,18 @@ from tests.conftest import BASE, Sdbatch
 REHEARSAL = (*BASE, "engine=rehearsal", "tracking=none", "output.grid=false", "out=sweep")
 
 
+def run_here(arguments: Sequence[str]) -> Outcome:
+    """Run with the local launcher, in this process."""
+    ending = run_job(prepare(read_arguments(arguments)))
+    assert isinstance(ending, Outcome)
+    return ending
+
+
 @pytest.mark.usefixtures("workspace")
 def test_a_worker_that_hangs_is_killed_and_its_cell_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "HANG_S", 1.5)
     monkeypatch.setattr(supervisor, "BACKOFF_S", (0.0,))
-    outcome = run_job(prepare(read_arguments([*REHEARSAL, "prompt=a fox,drill:hang", "batch_size=2", "-m"])))
+    outcome = run_here([*REHEARSAL, "prompt=a fox,drill:hang", "batch_size=2", "-m"])
     assert outcome.exit_code == 1
     assert any("has said nothing" in note for note in outcome.tally.notes)
     found = {row["prompt"]: row["status"] for row in load_rows(SweepFolder("sweep")).to_pylist()}
@@ -34,7 +43,7 @@ def test_a_worker_that_hangs_is_killed_and_its_cell_fails_alone(monkeypatch: pyt
 def test_a_device_that_only_fails_is_given_up(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
     monkeypatch.setattr(supervisor, "BACKOFF_S", (0.0,))
     monkeypatch.setattr(supervisor, "QUARANTINE_CRASHES", 2)
-    outcome = run_job(prepare(read_arguments([*REHEARSAL, "prompt=drill:crash", "seed=range(0,8)", "batch_size=8", "-m"])))
+    outcome = run_here([*REHEARSAL, "prompt=drill:crash", "seed=range(0,8)", "batch_size=8", "-m"])
     assert outcome.exit_code == 1
     assert outcome.tally.error is not None
     assert "every device was given up" in outcome.tally.error
@@ -74,7 +83,7 @@ def test_a_long_sweep_shows_itself_in_mlflow_while_it_runs(monkeypatch: pytest.M
     tracked = [item for item in REHEARSAL if item != "tracking=none"]
     uri = f"tracking.uri=sqlite:///{workspace / 'own.db'}"
     arguments = [*tracked, uri, "prompt=drill:slow", "seed=range(0,24)", "batch_size=4", "steps=4", "-m"]
-    assert run_job(prepare(read_arguments(arguments))).exit_code == 0
+    assert run_here(arguments).exit_code == 0
     assert started
     assert all(started)
     assert (workspace / "own.db").stat().st_size > 0

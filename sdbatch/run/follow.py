@@ -1,0 +1,67 @@
+"""Watch a sweep that others make, from its folder, until it is done or nobody is left to make it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+from sdbatch.plan.store import PlanFile
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.reader import committed
+from sdbatch.run import claim
+from sdbatch.run.engine_state import EngineState, engine_states
+from sdbatch.run.outcome import count
+from sdbatch.run.supervisor import Child, Tally, Watcher
+from sdbatch.run.worker import Place
+
+LOOK_S = 2.0
+LOOK_SHARE = 20
+"""A look takes at most one part in this many of the time: a large folder is read less often."""
+ASK_S = 30.0
+"""Between two questions to the engine."""
+
+
+def follow(folder: SweepFolder, before: int, watcher: Watcher) -> Tally:
+    """Show the progress to the end. A signal ends the watching, not the work."""
+    plan = PlanFile(folder.plan)
+    tally = Tally(plan.cells - before)
+    crowd = Child(Place(device="workers"), doing="waiting for the engine")
+    over = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        del frame
+        tally.signal_number = number
+        over.set()
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked_s = time.monotonic()
+    try:
+        while not over.is_set():
+            looked_s = time.monotonic()
+            made, tally.failed = count(plan, committed(folder))
+            tally.made = made - before
+            if tally.made + tally.failed >= tally.total:
+                break
+            if looked_s - asked_s >= ASK_S:
+                asked_s = looked_s
+                states = engine_states(folder)
+                crowd.doing = "; ".join(str(state) for state in states) or "the engine does not answer"
+                if is_deserted(folder, states):
+                    tally.error = f"{crowd.doing}, and nobody else is at work"
+                    break
+            watcher.show(tally, [crowd])
+            over.wait(max(LOOK_S, LOOK_SHARE * (time.monotonic() - looked_s)))
+    finally:
+        crowd.over = True
+        watcher.show(tally, [crowd])
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if tally.signal_number:
+        watcher.note("The workers go on without this process.")
+    return tally
+
+
+def is_deserted(folder: SweepFolder, states: list[EngineState]) -> bool:
+    """Whether the engines answer that none of their workers is left, and no other worker's claims are alive."""
+    return bool(states) and not any(state.alive for state in states) and not claim.watch_alive(folder.claims)

@@ -1,0 +1,1 @@
+"""Handing a planned sweep to an engine: one short file for each."""

@@ -1,0 +1,106 @@
+"""Slurm through submitit: one array of warm workers, submitted and left alone.
+
+submitit writes and submits the batch file; in the task it hands over to `sdbatch worker` for good (exec), so no result is
+pickled and nothing waits for one. It works without `sacct`: the sweep's folder says what is done.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdbatch.config.launcher import SlurmLauncher
+from sdbatch.errors import ConfigError
+from sdbatch.results.folder import SweepFolder
+from sdbatch.run.launchers.command import Share, Submission, missing, worker_command
+
+STOPS = (signal.SIGTERM, signal.SIGUSR2)
+IGNORE = "trap '' TERM USR2"
+"""A signal that comes while Python starts would end the task; a lost one costs nothing, since Slurm kills and requeues then."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What submitit pickles: become the worker."""
+
+    words: tuple[str, ...]
+    """Of the command, after the Python."""
+
+    def __call__(self) -> None:
+        """Never returns. A signal from here on waits until the worker has its handlers."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        os.execv(sys.executable, [sys.executable, *self.words])
+
+    def checkpoint(self, *_: Any) -> Any:
+        """submitit's own handler, in the moment before the call: the same again, all state is in the folder."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def submit(folder: SweepFolder, launcher: SlurmLauncher, name: str) -> Submission:
+    """Submit the workers. Raises ConfigError without submitit or Slurm, or when sbatch refuses."""
+    words = worker_command((), folder.path, Share(launcher.gpus_per_worker, launcher.cpus_per_worker))
+    executor = build_executor(folder.path / "slurm", launcher, name)
+    try:
+        with executor.batch():
+            jobs: Sequence[Any] = [executor.submit(Task(tuple(words))) for _ in range(launcher.workers)]
+    except Exception as error:
+        if type(error).__module__.startswith("submitit"):
+            raise ConfigError(f"hydra/launcher=slurm: sbatch refused the job: {_last_line(error)}") from None
+        raise
+    return Submission("slurm", str(jobs[0].job_id).partition("_")[0], launcher.workers)
+
+
+def build_executor(folder: Path, launcher: SlurmLauncher, name: str) -> Any:
+    """submitit's executor with all options set. Raises ConfigError."""
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise missing("slurm", "submitit") from None
+    python = launcher.python or shlex.quote(sys.executable)
+    try:
+        executor = submitit.AutoExecutor(folder.absolute(), cluster="slurm", slurm_python=f"sh -c {shlex.quote(_started(python))} sh")
+    except RuntimeError:
+        raise ConfigError("hydra/launcher=slurm: there is no srun here. Run this where sbatch works, such as a login node.") from None
+    given = {
+        "mem_gb": launcher.mem_gb,
+        "gpus_per_node": launcher.gpus_per_worker or None,
+        "slurm_partition": launcher.partition,
+        "slurm_qos": launcher.qos,
+        "slurm_account": launcher.account,
+        "slurm_constraint": launcher.constraint,
+    }
+    executor.update_parameters(
+        name=f"sdbatch-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}",
+        nodes=1,
+        tasks_per_node=1,
+        cpus_per_task=launcher.cpus_per_worker,
+        timeout_min=launcher.timeout_min,
+        stderr_to_stdout=True,
+        slurm_signal_delay_s=launcher.signal_delay_s,
+        slurm_array_parallelism=launcher.parallel or launcher.workers,
+        slurm_setup=[IGNORE, *launcher.setup],
+        # Since 22.05 a step does not inherit the job's CPUs per task.
+        slurm_srun_args=[f"--cpus-per-task={launcher.cpus_per_worker}", *launcher.srun],
+        slurm_additional_parameters={"requeue": True, **launcher.options},
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    return executor
+
+
+def _started(python: str) -> str:
+    """The shell line around submitit's own command, which comes as its arguments."""
+    return f'{IGNORE}; exec {python} "$@"'
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else type(error).__name__)

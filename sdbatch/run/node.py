@@ -1,0 +1,75 @@
+"""One task of an engine: a supervised worker on each device it was given, until no work is left.
+
+Knows no engine. Slurm, Ray and Kubernetes start the same command; what they set in the environment only says which task
+of how many this is, so that tasks begin at different ends of the plan.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from sdbatch.plan.store import PlanFile
+from sdbatch.results.folder import GROUP_SHARDS, SweepFolder
+from sdbatch.results.reader import committed
+from sdbatch.run.claim import Claims
+from sdbatch.run.device import find_places
+from sdbatch.run.display import TaskWatcher
+from sdbatch.run.outcome import count
+from sdbatch.run.settings import Settings
+from sdbatch.run.supervisor import Supervisor, Tally
+from sdbatch.run.worker import Place
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which task of how many."""
+
+    index: int = 0
+    tasks: int = 1
+
+
+def find_task(environment: Mapping[str, str]) -> Task:
+    """The task that Slurm, Kubernetes or SkyPilot says this is; the only one where none of them does."""
+
+    def number(name: str, default: int) -> int:
+        return int(environment.get(name) or default)
+
+    if "SLURM_JOB_ID" in environment:
+        array = number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)
+        tasks = number("SLURM_NTASKS", 1)
+        return Task(array * tasks + number("SLURM_PROCID", 0), number("SLURM_ARRAY_TASK_COUNT", 1) * tasks)
+    if "JOB_COMPLETION_INDEX" in environment:
+        return Task(number("JOB_COMPLETION_INDEX", 0))
+    return Task(number("SKYPILOT_NODE_RANK", 0), number("SKYPILOT_NUM_NODES", 1))
+
+
+def places_of(task: Task, devices: str, threads: int | None) -> list[Place]:
+    """This task's devices among those of all tasks, which are taken to have as many each."""
+    places = find_places(devices, threads)
+    offset, workers = task.index * len(places), task.tasks * len(places)
+    return [replace(place, index=offset + place.index, workers=workers) for place in places]
+
+
+def work(folder: SweepFolder, task: Task, devices: str, threads: int | None) -> Tally:
+    """Make what is left of a planned sweep, beside whoever else does. Raises FolderError, ConfigError."""
+    settings = Settings.from_dict(folder.read_about()["settings"])
+    if not folder.claims.is_dir():
+        # Nobody is at work: either the sweep has ended since this task was submitted, or this task is the first.
+        plan = PlanFile(folder.plan)
+        made, faulty = count(plan, committed(folder))
+        if made + faulty == plan.cells:
+            return Tally(0)
+        folder.claims.mkdir(exist_ok=True)
+    places = places_of(task, devices, threads or settings.threads)
+    return Supervisor(folder, places, 0, TaskWatcher(), sys.stderr).run()
+
+
+def is_finished(folder: SweepFolder) -> bool:
+    """Whether every shard is done, as the claims say; also when they are gone because the sweep has ended."""
+    if not folder.claims.is_dir():
+        return True
+    shards = PlanFile(folder.plan).shards
+    claims = Claims(folder.claims, "")
+    return sum(len(claims.read_group(group).done) for group in range(-(-shards // GROUP_SHARDS))) >= shards

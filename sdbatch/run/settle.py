@@ -1,0 +1,107 @@
+"""Bringing a folder into the state a run begins from: its plan, its facts, and nobody's claims."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdbatch import __version__
+from sdbatch.errors import FolderError, WeightFileError
+from sdbatch.plan.files import config_sha256
+from sdbatch.plan.store import PlanFile, write_plan
+from sdbatch.results.disk import write_file
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.reader import Committed, committed
+from sdbatch.results.upkeep import recover
+from sdbatch.run import claim
+from sdbatch.run.prepare import Job
+from sdbatch.run.settings import Settings
+from sdbatch.tracking.target import redact
+from sdbatch.weights.hashes import Hasher
+
+LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "mlflow", "hydra-core")
+
+
+def take_up(folder: SweepFolder) -> Committed:
+    """What is committed; put in order, and with faulty cells to be tried again, unless workers are busy with it."""
+    others = claim.watch_alive(folder.claims) if folder.claims.is_dir() else []
+    if others:
+        sys.stderr.write(f"{folder.path}: {len(others)} workers are busy with it already; this joins them.\n")
+        return committed(folder)
+    claim.remove(folder.claims)
+    return recover(folder, retry_faulty=True)
+
+
+def settle(folder: SweepFolder, job: Job, state: Committed) -> None:
+    """Write the plan, the configuration and the facts. Raises FolderError when busy workers go by another plan."""
+    settle_plan(folder, job, state)
+    write_file(folder.config, config_text(job).encode())
+    facts = {"name": job.settings.name, "plan_id": job.plan.plan_id, "cells": len(job.plan), "axes": job.axes, "versions": versions()}
+    folder.write_about({**folder.read_about(), **facts, "settings": redacted(job.settings)})
+
+
+def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
+    """Keep the plan that is there if it names the same images and its work is all accounted for; else write this one.
+
+    Keeping it matters: the shards and so the batches stay as they were, and a resumed sweep makes the same bytes.
+    """
+    there: PlanFile | None = None
+    with suppress(FolderError):  # missing or damaged: written anew
+        there = PlanFile(folder.plan)
+    if there is not None and there.plan_id == job.plan.plan_id and not _lost_adopted(there, state):
+        return
+    if folder.claims.is_dir():
+        raise FolderError(f"{folder.path}: its workers are busy with another plan. Wait for them or stop them; or choose another out=.")
+    write_plan(job.plan.adopt(state.done), folder.plan)
+
+
+def _lost_adopted(plan: PlanFile, state: Committed) -> bool:
+    """Whether a cell that was made before its plan is not there any more, so that no shard would make it."""
+    done = state.done
+    return any(shard < 0 and image_id not in done for ids, shards in plan.iter_ids() for image_id, shard in zip(ids, shards, strict=True))
+
+
+def open_claims(folder: SweepFolder, plan: PlanFile, state: Committed) -> None:
+    """Let workers begin: claims with the shards that need no work, unless workers have begun."""
+    if folder.claims.is_dir():
+        return
+    done = state.done
+    needed = {
+        shard for ids, shards in plan.iter_ids() for image_id, shard in zip(ids, shards, strict=True) if shard >= 0 and image_id not in done
+    }
+    claim.clear(folder.claims, [shard for shard in range(plan.shards) if shard not in needed])
+
+
+def check_files(plan: PlanFile) -> None:
+    """Refuse to go on when a file is not what it was when the plan was made: its images would not be the plan's."""
+    hasher = Hasher()
+    for (group, asked), file in plan.files.items():
+        path = Path(file.path)
+        if not path.exists():
+            raise WeightFileError(f"{group}={asked}: {path} is gone. Put it back, or run the sweep's own command again to plan without it.")
+        found = config_sha256(path) if group == "config" else hasher.sha256(path)
+        if found != file.sha256:
+            said = f"{group}={asked}: {path} has changed since the plan was made ({file.sha256[:10]}, now {found[:10]})."
+            raise WeightFileError(f"{said} Run the sweep's own command again: it makes the images of the new file, and keeps the old.")
+
+
+def versions() -> dict[str, str]:
+    """Versions of sdbatch, Python and the libraries that make and store the images."""
+    return {"sdbatch": __version__, "python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """The settings as they may be written down: without a password in the tracking URI."""
+    return {**settings.to_dict(), "tracking_uri": settings.tracking_uri and redact(settings.tracking_uri)}
+
+
+def config_text(job: Job) -> str:
+    """`config.yaml`: the resolved base configuration and the axes, readable and diffable."""
+    axes = "".join(f"#   {key}: {count} values\n" for key, count in job.axes.items()) or "#   none\n"
+    head = f"# {job.settings.name}: {len(job.plan)} images. Axes (their values are in plan.parquet):\n{axes}"
+    return redact(head + yaml.safe_dump(job.config, sort_keys=False, allow_unicode=True, width=140))
