@@ -17,14 +17,14 @@ SEED_LIMIT = 2**32
 """Seeds are below this: torch's CPU generator ignores the higher bits, so seed 2**32 would repeat seed 0."""
 
 
-STACKS = {"lora": "loras", "embedding": "embeddings", "controlnet": "controlnets"}
+STACKS = {"lora": "loras", "embedding": "embeddings", "hypernetwork": "hypernetworks", "controlnet": "controlnets"}
 """Config group of each ordered set of adapters -> the field of a recipe that holds its files."""
 
 SINGLE_PARTS = ("vae", "text_encoder", "text_encoder_2")
 """Config groups, and fields of a recipe, that replace a part of the checkpoint."""
 
-LOCAL_FIELDS = ("config",)
-"""Fields of a recipe that say where something is on this machine, not what it is."""
+LOCAL_FIELDS = ("config", "strict_loras")
+"""Fields of a recipe that say where something is on this machine, or how it is checked, not what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,10 @@ class Recipe:
     """The adapter stack in its order; the strengths are the cell's."""
     embeddings: tuple[WeightFile, ...] = ()
     """Textual-inversion embeddings; the name of the file is the word of the prompt that calls it."""
+    hypernetworks: tuple[WeightFile, ...] = ()
     controlnets: tuple[WeightFile, ...] = ()
+    strict_loras: tuple[str, ...] = ()
+    """Names of the LoRAs that must be applied as a whole."""
     prediction_type: str | None = None
     """`epsilon`, `v_prediction`, or None for what the checkpoint's header or config says."""
     zero_snr: bool | None = None
@@ -181,6 +184,8 @@ class Strength:
 
     model: float = 1.0
     text_encoder: float = 1.0
+    blocks: str = ""
+    """A factor for each block, as a preset or numbers (`families.lora_blocks`); empty: 1 everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +224,8 @@ class Cell:
     """A1111's counting: 1 is the last layer of the text encoder, 2 the one before."""
     strengths: tuple[Strength, ...] = ()
     """One per LoRA of the recipe."""
+    hypernetwork_weights: tuple[float, ...] = ()
+    """One per hypernetwork of the recipe; 1 is as trained, 0 is none."""
     controls: tuple[Control, ...] = ()
     """One per ControlNet of the recipe."""
     axes: tuple[tuple[str, Any], ...] = ()

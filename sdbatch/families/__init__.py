@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from sdbatch.errors import ConfigError, did_you_mean
-from sdbatch.families.base import Component, Family
+from sdbatch.families.base import Component, Encoder, Family
+from sdbatch.families.flux import FLUX
 from sdbatch.families.samplers import SAMPLERS, find_sampler
 from sdbatch.families.sd1 import SD1
+from sdbatch.families.sd2 import SD2
+from sdbatch.families.sdxl import SDXL
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SD1,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (SD1, SD2, SDXL, FLUX)}
 
-__all__ = ["FAMILIES", "SAMPLERS", "Component", "Family", "find_family", "find_sampler"]
+__all__ = ["FAMILIES", "SAMPLERS", "Component", "Encoder", "Family", "find_family", "find_sampler"]
 
 
 def find_family(name: str) -> Family:

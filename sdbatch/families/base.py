@@ -18,8 +18,29 @@ class Component:
     """`diffusers` or `transformers`."""
     cls: str
     """Class name in that library."""
-    prefix: str
-    """What its keys begin with in a single-file checkpoint."""
+    prefixes: tuple[str, ...]
+    """What its keys begin with in a single-file checkpoint; the first that is found counts. An empty one stands for keys
+    that no other component claims: a file of the denoiser alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """One text encoder of a family, and what of its answer the denoiser gets."""
+
+    component: str
+    """`text_encoder` or `text_encoder_2`."""
+    tokenizer: str
+    """Its tokenizer's folder in a diffusers layout."""
+    kind: str = "clip"
+    """`clip`: chunks of 75 tokens; `t5`: the whole prompt at once."""
+    layer: int = 1
+    """The layer that is taken, counted from the last, unless clip_skip asks for a deeper one."""
+    final_norm: bool = True
+    """Whether the layer goes through the encoder's last normalisation."""
+    context: bool = True
+    """Whether its tokens are what the denoiser attends to."""
+    pooled: bool = False
+    """Whether its summary of the whole prompt is given to the denoiser too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +51,28 @@ class Family:
     title: str
     """As people write it: `Stable Diffusion 1.x`."""
     components: tuple[Component, ...]
+    encoders: tuple[Encoder, ...]
     config: str
     """Folder of weightless configs under `sdbatch/families/configs/`, for checkpoints that bring none."""
     latent_channels: int
-    vae_scale: int
-    """Pixels per latent cell; width and height must be multiples of it."""
+    size_multiple_px: int
+    """Width and height must be multiples of it."""
     native_px: int
     """Width and height the family was trained at; smaller or larger works, less well."""
     context_width: int
-    """Width of the text embeddings that the UNet attends to (768 for SD 1.x; the embedded tiny model has its own)."""
-    chunk_tokens: int
-    """Tokens of a prompt per pass of the text encoder; longer prompts take several."""
+    """Width of the text embeddings that the denoiser attends to (768 for SD 1.x; the embedded tiny model has its own)."""
     max_clip_skip: int
-    """The deepest clip_skip that leaves at least one layer."""
+    """The deepest clip_skip that leaves at least one layer; 1 where no layer can be chosen."""
     samplers: tuple[str, ...]
     """Names from the sampler table that fit the family's parameterisation."""
     default_sampler: str
+    distilled_guidance: bool = False
+    """guidance_scale is an input of the network: one pass a step, and no negative prompt."""
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the component that denoises: `unet` or `transformer`."""
+        return self.components[0].name
 
     def component(self, name: str) -> Component:
         """The component of that name."""

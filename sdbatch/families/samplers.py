@@ -18,6 +18,7 @@ _TRAILING = {"timestep_spacing": "trailing"}
 _2M: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 _2M_SDE: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 _3M_SDE: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+_FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 _2S: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2, "lower_order_final": True}
 
 
@@ -72,7 +73,23 @@ _TABLE = (
     _sampler("tcd", "TCD", "Automatic", "TCD", eta=0.3),
 )
 
-SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in _TABLE}
+_FLOW_TABLE = (
+    # For models that predict the flow from noise to picture; the model's config says how the steps shift with the size.
+    _sampler("flow_euler", "Euler", "Simple", "FlowMatchEulerDiscrete"),
+    _sampler("flow_euler_karras", "Euler", "Karras", "FlowMatchEulerDiscrete", **_KARRAS),
+    _sampler("flow_euler_exponential", "Euler", "Exponential", "FlowMatchEulerDiscrete", **_EXPONENTIAL),
+    _sampler("flow_euler_beta", "Euler", "Beta", "FlowMatchEulerDiscrete", **_BETA),
+    _sampler("flow_dpmpp_2m", "DPM++ 2M", "Simple", "DPMSolverMultistep", **_2M, **_FLOW),
+    _sampler("flow_unipc", "UniPC", "Simple", "UniPCMultistep", **_FLOW),
+)
+
+NOISE_SAMPLERS: tuple[str, ...] = tuple(sampler.name for sampler in _TABLE)
+"""For models that predict the noise or the velocity."""
+
+FLOW_SAMPLERS: tuple[str, ...] = tuple(sampler.name for sampler in _FLOW_TABLE)
+"""For models that predict the flow."""
+
+SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (*_TABLE, *_FLOW_TABLE)}
 
 
 def find_sampler(name: str) -> Sampler:

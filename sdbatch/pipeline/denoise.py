@@ -1,34 +1,59 @@
 """The denoising loop: from each image's own noise to latents, many different images at once.
 
-Shapes: B images, N = B or 2B (with guidance: all unconditional ones first), C latent channels, H, W latent cells,
-T tokens, D their width.
+Shapes: B images, C latent channels, H, W latent cells, T tokens, D their width, P width of a prompt's summary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sdbatch.adapters.controlnet import ControlNetBatch, add_controls
+from sdbatch.adapters.controlnet import ControlNetBatch
 from sdbatch.pipeline.samplers import Schedule
+from sdbatch.pipeline.text import Embedding
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The embeddings of one prompt per image, all of one length."""
+
+    tokens_BTD: Tensor
+    pooled_BP: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """What steers each image of a batch."""
 
-    positive_BTD: Tensor
-    negative_BTD: Tensor
+    positive: Prompts
+    negative: Prompts | None
+    """None where the network takes the guidance scale as an input."""
     guidance_scales: tuple[float, ...]
     controls: tuple[ControlNetBatch, ...] = ()
 
     @property
     def is_guided(self) -> bool:
         """Whether any image needs the unconditional pass: at a guidance scale of 1 it cancels out."""
-        return any(scale != 1.0 for scale in self.guidance_scales)
+        return self.negative is not None and any(scale != 1.0 for scale in self.guidance_scales)
+
+
+class Denoiser(Protocol):
+    """The network of a family together with what steers it, for one batch."""
+
+    def predict(self, latents_BCHW: Tensor, schedule: Schedule, step: int) -> Tensor:
+        """What the sampler is to be told at a step, guidance applied: [B, C, H, W], float32."""
+        ...
+
+
+def gather(embeddings: Sequence[Embedding], dtype: torch.dtype) -> Prompts:
+    """The embeddings of a batch side by side."""
+    summaries = [embedding.pooled_P for embedding in embeddings if embedding.pooled_P is not None]
+    tokens = torch.stack([embedding.tokens_TD for embedding in embeddings]).to(dtype)
+    return Prompts(tokens, torch.stack(summaries).to(dtype) if summaries else None)
 
 
 def draw_noise(generators: Sequence[torch.Generator], shape_CHW: tuple[int, int, int]) -> Tensor:
@@ -36,34 +61,19 @@ def draw_noise(generators: Sequence[torch.Generator], shape_CHW: tuple[int, int,
     return torch.cat([torch.randn((1, *shape_CHW), generator=generator, dtype=torch.float32) for generator in generators])
 
 
-def denoise(unet: nn.Module, schedule: Schedule, noise_BCHW: Tensor, conditions: Conditions, on_step: Callable[[int], None]) -> Tensor:
+def denoise(denoiser: Denoiser, schedule: Schedule, noise_BCHW: Tensor, on_step: Callable[[int], None]) -> Tensor:
     """The latents of a batch, float32: [B, C, H, W].
 
     The latents stay in float32 between steps, so that samplers round alike under every dtype of the model.
 
     Args:
-        unet: Predicts the noise.
+        denoiser: Predicts the noise, the velocity or the flow.
         schedule: The sampler's steps.
-        noise_BCHW: From `draw_noise`.
-        conditions: What steers each image.
+        noise_BCHW: From `draw_noise`, on the model's device.
         on_step: Called with the number of finished model calls.
     """
-    device, dtype = conditions.positive_BTD.device, conditions.positive_BTD.dtype
-    latents = noise_BCHW.to(device) * schedule.scheduler.init_noise_sigma
-    embeds = conditions.positive_BTD
-    if conditions.is_guided:
-        embeds = torch.cat([conditions.negative_BTD, conditions.positive_BTD])
-    guidance = torch.tensor(conditions.guidance_scales, dtype=torch.float32).to(device).view(-1, 1, 1, 1)
-    calls = len(schedule.timesteps)
-    on_device = schedule.timesteps.to(device)
-    for index, timestep in enumerate(schedule.timesteps):
-        wide = torch.cat([latents, latents]) if conditions.is_guided else latents
-        given = schedule.scale_input(wide, timestep).to(dtype)
-        extra = add_controls(conditions.controls, (index, calls), given, on_device[index], embeds)
-        prediction = unet(given, on_device[index], encoder_hidden_states=embeds, return_dict=False, **extra)[0].float()
-        if conditions.is_guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + guidance * (conditional - unconditional)
-        latents = schedule.step(prediction, timestep, latents)
-        on_step(index + 1)
+    latents = noise_BCHW * schedule.first_sigma
+    for step, timestep in enumerate(schedule.timesteps):
+        latents = schedule.step(denoiser.predict(latents, schedule, step), timestep, latents)
+        on_step(step + 1)
     return latents

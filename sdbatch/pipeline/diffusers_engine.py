@@ -25,10 +25,13 @@ import sdbatch
 from sdbatch.adapters.controlnet import ControlNetBatch, load_picture
 from sdbatch.cell import Cell, Picture, Recipe
 from sdbatch.pipeline.decode import decode, find_fault, vae_scale
-from sdbatch.pipeline.denoise import Conditions, denoise, draw_noise
+from sdbatch.pipeline.denoise import Conditions, Denoiser, denoise, draw_noise, gather
 from sdbatch.pipeline.engine import OnStep, OutOfMemory
+from sdbatch.pipeline.flux import FluxDenoiser
 from sdbatch.pipeline.model import Model
-from sdbatch.pipeline.samplers import Schedule, build_schedule
+from sdbatch.pipeline.samplers import Draw, Schedule, build_schedule
+from sdbatch.pipeline.text import Embedding, pad
+from sdbatch.pipeline.unet import UNetDenoiser, encode_nothing
 
 T = TypeVar("T")
 
@@ -46,10 +49,17 @@ class _Job:
     slots: list[int]
     """Their places in the batch."""
     cells: list[Cell]
-    positive: list[Tensor]
-    negative: list[Tensor]
+    positive: list[Embedding]
+    negative: list[Embedding]
     generators: list[torch.Generator] = field(default_factory=list[torch.Generator])
     schedule: Schedule | None = None
+
+    def add(self, other: _Job) -> None:
+        """Take the cells of another job in."""
+        self.slots += other.slots
+        self.cells += other.cells
+        self.positive += other.positive
+        self.negative += other.negative
 
 
 @dataclass(slots=True)
@@ -95,7 +105,7 @@ class DiffusersEngine:
         pixels = cell.width * cell.height
         if self.device.type == "cpu":
             return min(_CPU_BATCH_LIMIT, max(1, _CPU_BATCH_PIXELS // pixels))
-        memory = torch.cuda.get_device_properties(self.device).total_memory
+        memory = torch.cuda.get_device_properties(self.device).total_memory - self.model.weight_bytes
         fits = max(1, int(memory * 0.6) // (pixels * _GPU_BYTES_PER_PIXEL))
         return min(_GPU_BATCH_LIMIT, 1 << (fits.bit_length() - 1))
 
@@ -153,7 +163,9 @@ class DiffusersEngine:
             job.generators = [torch.Generator("cpu").manual_seed(cell.seed) for cell in job.cells]
             seeds = [cell.seed for cell in job.cells]
             first = job.cells[0]
-            job.schedule = build_schedule(first.sampler, self.model.scheduler_config, first.steps, seeds, job.generators)
+            rows, columns = self._latent_size(first)
+            draw = Draw(first.steps, seeds, job.generators, rows * columns // 4)
+            job.schedule = build_schedule(first.sampler, self.model.scheduler_config, draw)
         total = sum(len(job.schedule.timesteps) for job in jobs if job.schedule)
         groups: list[_Group] = []
         done = 0
@@ -167,46 +179,61 @@ class DiffusersEngine:
         return groups
 
     def _encode(self, cells: Sequence[Cell]) -> list[_Job]:
-        """The cells' prompts as embeddings, cells with the same number of chunks together."""
-        encoder, stack = self.model.encoder, self.model.stack("text_encoder")
+        """The cells' prompts as embeddings, cells with equally long ones together."""
+        encoder = self.model.encoder
         assert encoder is not None, "no recipe is prepared"
-        touches = ["text_encoder" in lora.deltas for lora in self.model.loras]
+        names = [tower.encoder.component for tower in encoder.towers]
+        touches = [any(name in lora.deltas for name in names) for lora in self.model.loras]
         jobs: dict[int, _Job] = {}
         for slot, cell in enumerate(cells):
             strengths = tuple(s.text_encoder if touched else 0.0 for s, touched in zip(cell.strengths, touches, strict=True))
-            if stack is not None:
+            for stack in filter(None, map(self.model.stack, names)):
                 stack.set_strengths(torch.tensor([strengths]))
             positive = encoder.encode(cell.prompt, cell.clip_skip, strengths)
-            negative = encoder.encode(cell.negative_prompt, cell.clip_skip, strengths)
-            tokens = max(positive.shape[0], negative.shape[0])
-            job = jobs.setdefault(tokens, _Job([], [], [], []))
-            job.slots.append(slot)
-            job.cells.append(cell)
-            job.positive.append(encoder.pad(positive, tokens, cell.clip_skip, strengths))
-            job.negative.append(encoder.pad(negative, tokens, cell.clip_skip, strengths))
+            job = _Job([slot], [cell], [positive], [])
+            if not self.model.family.distilled_guidance:
+                negative = encoder.encode_negative(cell.negative_prompt, cell.clip_skip, strengths)
+                tokens = max(positive.length, negative.length)
+                empty, nothing = (give("", cell.clip_skip, strengths) for give in (encoder.encode, encoder.encode_negative))
+                job = _Job([slot], [cell], [pad(positive, tokens, empty)], [pad(negative, tokens, nothing)])
+            jobs.setdefault(job.positive[0].length, _Job([], [], [], [])).add(job)
         return [jobs[tokens] for tokens in sorted(jobs)]
 
     def _denoise(self, job: _Job, on_step: Callable[[int], None]) -> _Group:
         assert job.schedule is not None
         begun = time.perf_counter()
+        dtype = self.model.dtype
         conditions = Conditions(
-            torch.stack(job.positive),
-            torch.stack(job.negative),
+            gather(job.positive, dtype),
+            gather(job.negative, dtype) if job.negative else None,
             tuple(cell.guidance_scale for cell in job.cells),
             self._controls(job.cells),
         )
-        if (stack := self.model.stack("unet")) is not None:
+        if (stack := self.model.stack(self.model.family.denoiser)) is not None:
             strengths = torch.tensor([[s.model for s in cell.strengths] for cell in job.cells])
             stack.set_strengths(torch.cat([strengths, strengths]) if conditions.is_guided else strengths)
-        config: Any = self.model.unet.config
-        scale, first = vae_scale(self.model.vae), job.cells[0]
-        noise = draw_noise(job.generators, (config.in_channels, first.height // scale, first.width // scale))
-        latents = denoise(self.model.unet, job.schedule, noise, conditions, on_step)
+        vae: Any = self.model.vae
+        noise = draw_noise(job.generators, (vae.config.latent_channels, *self._latent_size(job.cells[0])))
+        latents = denoise(self._denoiser(conditions, job.cells[0]), job.schedule, noise.to(self.device), on_step)
         group = _Group(job.slots, job.cells, self.model.vae, latents, self._facts(len(job.cells)))
         group.facts["denoise_s"] = time.perf_counter() - begun
         if self._side is not None:
             group.ready = torch.cuda.current_stream(self.device).record_event()
         return group
+
+    def _denoiser(self, conditions: Conditions, cell: Cell) -> Denoiser:
+        network, size_px = self.model.denoiser, (cell.width, cell.height)
+        if self.model.family.denoiser == "transformer":
+            return FluxDenoiser(network, conditions, self._latent_size(cell))
+        vae: Any = self.model.vae
+        config: Any = network.config
+        masked = encode_nothing(vae, size_px) if config.in_channels > vae.config.latent_channels else None
+        return UNetDenoiser(network, conditions, size_px, masked, with_aesthetics=self.model.with_aesthetics)
+
+    def _latent_size(self, cell: Cell) -> tuple[int, int]:
+        """(height, width) in latent cells."""
+        scale = vae_scale(self.model.vae)
+        return cell.height // scale, cell.width // scale
 
     def _controls(self, cells: Sequence[Cell]) -> tuple[ControlNetBatch, ...]:
         batches: list[ControlNetBatch] = []

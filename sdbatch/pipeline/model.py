@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Generator, Hashable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdbatch.adapters.controlnet import load_controlnet
 from sdbatch.adapters.embedding import load_embedding
 from sdbatch.adapters.lora import Lora, load_lora
 from sdbatch.adapters.stack import AdapterStack
-from sdbatch.cell import Recipe, WeightFile
+from sdbatch.cell import Recipe
 from sdbatch.errors import ConfigError, did_you_mean
-from sdbatch.families import find_family
-from sdbatch.pipeline.assemble import (
-    load_text_encoder,
-    load_tokenizer,
-    load_unet,
-    load_vae,
-    open_checkpoint,
-    read_component_state,
-    read_scheduler_config,
-)
-from sdbatch.pipeline.text import TextEncoder
+from sdbatch.families import Encoder, Family, find_family
+from sdbatch.pipeline.assemble import load_component, load_tokenizer, open_checkpoint, read_scheduler_config
+from sdbatch.pipeline.clip import ClipEncoder
+from sdbatch.pipeline.configs import Configs
+from sdbatch.pipeline.t5 import T5Encoder
+from sdbatch.pipeline.text import PromptEncoder
 
-_ADAPTABLE = ("unet", "transformer", "text_encoder", "text_encoder_2")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_T5_TOKENS, _T5_TOKENS_SCHNELL = 512, 256
+"""How long a prompt FLUX was trained with; schnell is the one without guidance."""
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -47,6 +43,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
+def component_dtype(name: str, cls: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a component in a model of that dtype: float16 overflows in the VAE's decoder and in T5."""
+    if dtype is not torch.float16:
+        return dtype
+    return torch.float32 if name == "vae" else torch.bfloat16 if cls == "T5EncoderModel" else dtype
+
+
 class Model:
     """What is loaded now. `prepare` brings it to a recipe; a failed `prepare` leaves nothing loaded."""
 
@@ -55,22 +58,31 @@ class Model:
         self.recipe: Recipe | None = None
         self.dtype = torch.float32
         self.scheduler_config: dict[str, Any] = {}
-        self.encoder: TextEncoder | None = None
+        self.with_aesthetics = False
+        """The denoiser wants to be told an aesthetic score: the SDXL refiner."""
+        self.encoder: PromptEncoder | None = None
         self.loras: list[Lora] = []
         self._controlnets: list[tuple[Hashable, nn.Module]] = []
         self._slots: dict[str, tuple[Hashable, Any]] = {}
         self._stacks: dict[str, AdapterStack] = {}
         self._adapters_key: Hashable = None
+        self._zero_empty = False
+
+    @property
+    def family(self) -> Family:
+        """The family of the recipe."""
+        assert self.recipe is not None, "no recipe is prepared"
+        return find_family(self.recipe.family)
 
     @property
     def components(self) -> dict[str, nn.Module]:
         """The parts that adapters attach to, by name: the denoiser (`unet` or `transformer`) and the text encoders."""
-        return {name: self._slots[name][1] for name in _ADAPTABLE if name in self._slots}
+        return {name: value for name, (_, value) in self._slots.items() if name != "vae" and isinstance(value, nn.Module)}
 
     @property
-    def unet(self) -> nn.Module:
-        """The UNet of the recipe."""
-        return self._slots["unet"][1]
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer of the recipe."""
+        return next(value for name, (_, value) in self._slots.items() if name in ("unet", "transformer"))
 
     @property
     def vae(self) -> nn.Module:
@@ -82,6 +94,11 @@ class Model:
         """The ControlNets of the recipe, in its order."""
         return [net for _, net in self._controlnets]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights take."""
+        return sum(p.numel() * p.element_size() for _, module in self._modules() for p in module.parameters())
+
     def stack(self, component: str) -> AdapterStack | None:
         """The LoRAs on a component, or None when none touches it."""
         return self._stacks.get(component)
@@ -92,13 +109,12 @@ class Model:
             return
         self.recipe = None
         try:
-            self._load_components(recipe)
+            self._load(recipe)
             self._load_controlnets(recipe)
             self._attach_adapters(recipe)
         except BaseException:
             self.close()
             raise
-        self.scheduler_config = read_scheduler_config(recipe)
         self.recipe = recipe
 
     def close(self) -> None:
@@ -113,13 +129,15 @@ class Model:
     def in_float32(self) -> Generator[None]:
         """The modules in float32 for a while: what half precision lost to an overflow may be found there."""
         dtypes = {name: next(module.parameters()).dtype for name, module in self._modules()}
+        before = self.dtype
         try:
-            self._convert(dict.fromkeys(dtypes, torch.float32))
+            self._convert(dict.fromkeys(dtypes, torch.float32), torch.float32)
             yield
         finally:
-            self._convert(dtypes)
+            self._convert(dtypes, before)
 
-    def _convert(self, dtypes: dict[str, torch.dtype]) -> None:
+    def _convert(self, dtypes: dict[str, torch.dtype], dtype: torch.dtype) -> None:
+        self.dtype = dtype
         for name, module in self._modules():
             nn.Module.to(module, dtypes[name])  # diffusers' own `to` warns of what is meant here
         for component, stack in self._stacks.items():
@@ -131,38 +149,42 @@ class Model:
         modules = [(name, value) for name, (_, value) in self._slots.items() if isinstance(value, nn.Module)]
         return modules + [(f"controlnet.{index}", net) for index, net in enumerate(self.controlnets)]
 
-    def _load_components(self, recipe: Recipe) -> None:
-        config = Path(recipe.config)
-        dtype = self.dtype = resolve_dtype(recipe.dtype, self.device)
-        vae_dtype = torch.float32 if dtype is torch.float16 else dtype  # float16 overflows in the decoder
-        reader = open_checkpoint(recipe)
+    def _load(self, recipe: Recipe) -> None:
+        family = find_family(recipe.family)
+        configs = Configs(recipe, family)
+        checkpoint = open_checkpoint(recipe, configs)
+        parts = configs.components()
+        encoders = [encoder for encoder in family.encoders if encoder.component in {part.name for part in parts}]
+        for slot in self._slots.keys() - {part.name for part in parts} - {encoder.tokenizer for encoder in encoders}:
+            self._empty(slot)
+        self.dtype = resolve_dtype(recipe.dtype, self.device)
+        where = (recipe.family, *map(str, configs.folders))
+        for part in parts:
+            dtype = component_dtype(part.name, part.cls, self.dtype)
+            other = recipe.part(part.name)
+            key = (other.sha256 if other else ("baked", checkpoint.key), where, dtype)
+            if self._lacks(part.name, key):
+                self._slots[part.name] = (key, self._place(load_component(part, recipe, checkpoint, configs, dtype)))
+        for encoder in encoders:
+            key = (where, recipe.text_encoder_2) if encoder.kind == "t5" else where
+            if self._lacks(encoder.tokenizer, key):
+                self._slots[encoder.tokenizer] = (key, load_tokenizer(encoder, recipe, configs))
+        self.scheduler_config = read_scheduler_config(recipe, checkpoint, configs)
+        self.with_aesthetics = configs.setting("requires_aesthetics_score")
+        self._zero_empty = configs.setting("force_zeros_for_empty_prompt")
 
-        def source(other: WeightFile | None) -> Hashable:
-            return other.sha256 if other else ("baked", recipe.checkpoint.sha256)
-
-        def vae() -> nn.Module:
-            state, what = read_component_state(reader, recipe.vae, "vae")
-            return self._place(load_vae(state, what, config, vae_dtype))
-
-        def text_encoder() -> nn.Module:
-            state, what = read_component_state(reader, recipe.text_encoder, "text_encoder")
-            return load_text_encoder(state, what, config, dtype).to(self.device)
-
-        where = (recipe.family, recipe.config)
-        self._fill("unet", (recipe.checkpoint.sha256, where, dtype), lambda: self._place(load_unet(reader, config, dtype)))
-        self._fill("vae", (source(recipe.vae), where, vae_dtype), vae)
-        self._fill("text_encoder", (source(recipe.text_encoder), where, dtype), text_encoder)
-        self._fill("tokenizer", where, lambda: load_tokenizer(config))
-
-    def _fill(self, slot: str, key: Hashable, load: Callable[[], Any]) -> None:
-        """Load a slot unless what it holds has that key."""
+    def _lacks(self, slot: str, key: Hashable) -> bool:
+        """Whether a slot holds anything but what has that key; then it is emptied, so that two never lie side by side."""
         if slot in self._slots and self._slots[slot][0] == key:
-            return
+            return False
+        self._empty(slot)
+        return True
+
+    def _empty(self, slot: str) -> None:
         if slot in self._slots:
             if slot != "vae":
                 self._detach_adapters()
-            del self._slots[slot]  # first, so that two never lie in memory side by side
-        self._slots[slot] = (key, load())
+            del self._slots[slot]
 
     def _place(self, module: nn.Module) -> nn.Module:
         if self.device.type == "cpu":
@@ -170,7 +192,7 @@ class Model:
         return module.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def _load_controlnets(self, recipe: Recipe) -> None:
-        config: Any = self.unet.config
+        config: Any = self.denoiser.config
         loaded = dict(self._controlnets)
         self._controlnets = []
         for file in recipe.controlnets:
@@ -190,12 +212,28 @@ class Model:
             deltas = [lora.deltas.get(name, {}) for lora in self.loras]
             if any(deltas):
                 self._stacks[name] = AdapterStack(component, deltas)
-        text_encoder = components["text_encoder"]
-        config: Any = text_encoder.config
-        embeddings = {file.name: load_embedding(file, {"text_encoder": config.hidden_size}) for file in recipe.embeddings}
-        vectors = {word: parts["text_encoder"] for word, parts in embeddings.items()}
-        self.encoder = TextEncoder(text_encoder, self._slots["tokenizer"][1], find_family(recipe.family), vectors)
+        self.encoder = self._build_encoder(find_family(recipe.family), recipe)
         self._adapters_key = key
+
+    def _build_encoder(self, family: Family, recipe: Recipe) -> PromptEncoder:
+        encoders = [encoder for encoder in family.encoders if encoder.component in self._slots]
+        widths = {encoder.component: self._width(encoder) for encoder in encoders if encoder.kind == "clip"}
+        words: dict[str, dict[str, Tensor]] = {word: parts for lora in self.loras for word, parts in lora.words.items()}
+        words |= {file.name: load_embedding(file, widths) for file in recipe.embeddings}
+        towers: list[ClipEncoder | T5Encoder] = []
+        for encoder in encoders:
+            module, tokenizer = self._slots[encoder.component][1], self._slots[encoder.tokenizer][1]
+            if encoder.kind == "t5":
+                config: Any = self.denoiser.config
+                towers.append(T5Encoder(module, tokenizer, encoder, _T5_TOKENS if config.guidance_embeds else _T5_TOKENS_SCHNELL))
+            else:
+                vectors = {word: parts[encoder.component] for word, parts in words.items() if encoder.component in parts}
+                towers.append(ClipEncoder(module, tokenizer, encoder, vectors))
+        return PromptEncoder(towers, tuple(words), zero_empty=self._zero_empty)
+
+    def _width(self, encoder: Encoder) -> int:
+        config: Any = self._slots[encoder.component][1].config
+        return config.hidden_size
 
     def _detach_adapters(self) -> None:
         for stack in self._stacks.values():

@@ -6,11 +6,12 @@ import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,18 @@ class Schedule:
     timesteps: Tensor
     """On the CPU, one per model call: schedulers look numbers up by it, which on a GPU would wait for the device."""
     step_options: dict[str, Any]
+    _moved: dict[torch.device, Tensor] = field(default_factory=dict[torch.device, Tensor])
+
+    @property
+    def first_sigma(self) -> Any:
+        """What the first noise is multiplied by; samplers of flows have none."""
+        return getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def timesteps_on(self, device: torch.device) -> Tensor:
+        """The timesteps for the model, moved once."""
+        if device not in self._moved:
+            self._moved[device] = self.timesteps.to(device)
+        return self._moved[device]
 
     def scale_input(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """The latents as the model wants them at this timestep."""
@@ -38,20 +51,29 @@ class Schedule:
         return self.scheduler.step(prediction, timestep, latents, **self.step_options, return_dict=False)[0]
 
 
-def build_schedule(
-    sampler: Sampler, config: Mapping[str, Any], steps: int, seeds: Sequence[int], generators: Sequence[torch.Generator]
-) -> Schedule:
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a batch asks of its sampler."""
+
+    steps: int
+    """As asked; second-order samplers call the model almost twice as often."""
+    seeds: Sequence[int]
+    generators: Sequence[torch.Generator]
+    """Of each image; the sampler goes on where the first noise ended."""
+    image_tokens: int = 0
+    """Of a picture in a model that predicts the flow: larger pictures spend more steps in the noise."""
+
+
+def build_schedule(sampler: Sampler, config: Mapping[str, Any], draw: Draw) -> Schedule:
     """The scheduler of a sampler for one batch.
 
     Args:
         sampler: From the sampler table.
         config: The model's scheduler config: its noise levels and what it predicts.
-        steps: How many are asked; second-order samplers call the model almost twice as often.
-        seeds: Of each image.
-        generators: Of each image; the sampler goes on where the first noise ended.
+        draw: What the batch asks.
 
     Raises:
-        ConfigError: an option the sampler's class does not know.
+        ConfigError: an option the sampler's class does not know, or a schedule of the model it cannot run.
         CellError: the sampler cannot do so many steps.
     """
     cls: Any = getattr(diffusers, sampler.scheduler)
@@ -63,16 +85,36 @@ def build_schedule(
             raise ConfigError(f"sampler.options.{name}: {sampler.name} ({sampler.scheduler}) has no such option. {known}")
     step_options: dict[str, Any] = {name: value for name, value in options.items() if name not in constructor}
     if "generator" in inspect.signature(cls.step).parameters:
-        step_options["generator"] = list(generators)
+        step_options["generator"] = list(draw.generators)
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in constructor:
+        raise ConfigError(f"sampler: {sampler.name} cannot run the zero-SNR schedule of this model. Choose euler, ddim or dpmpp_2m.")
     built = {name: value for name, value in options.items() if name in constructor}
+    if "flow_shift" in constructor and "shift" in config:
+        built.setdefault("flow_shift", config["shift"])  # two names for one thing in diffusers
     try:
         scheduler = copy.deepcopy(_template(sampler.scheduler, json.dumps([dict(config), built], sort_keys=True)))
         if "noise_sampler_seed" in constructor:
-            scheduler.noise_sampler_seed = list(seeds)  # it ignores generators
-        scheduler.set_timesteps(steps, device="cpu")
+            scheduler.noise_sampler_seed = list(draw.seeds)  # it ignores generators
+        scheduler.set_timesteps(**_timing(scheduler, config, draw), device="cpu")
     except ValueError as error:
-        raise CellError(f"sampler {sampler.name} cannot be set up for {steps} steps: {error}") from error
+        raise CellError(f"sampler {sampler.name} cannot be set up for {draw.steps} steps: {error}") from error
     return Schedule(scheduler, scheduler.timesteps, step_options)
+
+
+def _timing(scheduler: Any, config: Mapping[str, Any], draw: Draw) -> dict[str, Any]:
+    """The steps as the scheduler wants to be told them. A flow's go from 1 down in equal steps, shifted by the picture's size.
+
+    Source: diffusers' FluxPipeline.
+    """
+    timing: dict[str, Any] = {"num_inference_steps": draw.steps}
+    if "shift" not in config:
+        return timing
+    if not scheduler.config.get("use_flow_sigmas", False):
+        timing["sigmas"] = np.linspace(1.0, 1 / draw.steps, draw.steps)
+    if config.get("use_dynamic_shifting"):
+        slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
+        timing["mu"] = draw.image_tokens * slope + config["base_shift"] - slope * config["base_image_seq_len"]
+    return timing
 
 
 @lru_cache(maxsize=16)
@@ -80,7 +122,8 @@ def _template(scheduler: str, settings: str) -> Any:
     """A scheduler before its timesteps are set. Some take half a second to build, so each batch gets a copy."""
     config, options = json.loads(settings)
     cls: Any = getattr(diffusers, scheduler)
-    return cls.from_config(config, **options)
+    constructor, _ = _signatures(scheduler)
+    return cls.from_config({name: value for name, value in config.items() if name in constructor}, **options)
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, Merge, Recipe, Sampler, Strength, WeightFile
+from sdbatch.families.lora_blocks import to_text
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.merge.blocks import read_blocks
 from sdbatch.plan.identity import canonical, leaves
@@ -56,6 +57,7 @@ def recipe_of(config: Tree, files: Files) -> Recipe:
         config=files.config(config["family"]["config"]).path,
         checkpoint=files.weight("checkpoint", config["checkpoint"]["file"]),
         merge=_merge(config, files),
+        strict_loras=tuple(name for name, item in cast(dict[str, Tree], get(config, "lora") or {}).items() if item.get("strict")),
         prediction_type=get(config, "checkpoint.prediction_type"),
         zero_snr=get(config, "checkpoint.zero_snr"),
         ema=get(config, "checkpoint.ema", False),
@@ -104,6 +106,7 @@ def cell_of(config: Tree, recipe: Recipe, files: Files, image_id: str, axes: tup
         height=config["height"],
         clip_skip=config["clip_skip"],
         strengths=tuple(_strength(item) for item in loras),
+        hypernetwork_weights=tuple(item["weight"] for item in cast(dict[str, Tree], get(config, "hypernetwork") or {}).values()),
         controls=tuple(_control(item, files) for item in cast(dict[str, Tree], get(config, "controlnet") or {}).values()),
         axes=axes,
         config=canonical(config),
@@ -122,7 +125,7 @@ def sampler_of(conf: Mapping[str, Any]) -> Sampler:
 def _strength(item: Tree) -> Strength:
     weight = item["weight"]
     text = item.get("text_encoder_weight")
-    return Strength(weight, weight if text is None else text)
+    return Strength(weight, weight if text is None else text, to_text(item.get("blocks")))
 
 
 def _control(item: Tree, files: Files) -> Control:

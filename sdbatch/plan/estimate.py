@@ -47,6 +47,7 @@ def _loads(recipes: list[Recipe]) -> str:
         "VAE": [recipe.vae for recipe in recipes],
         "LoRA stack": [recipe.loras for recipe in recipes],
         "embeddings": [recipe.embeddings for recipe in recipes],
+        "hypernetworks": [recipe.hypernetworks for recipe in recipes],
         "ControlNets": [recipe.controlnets for recipe in recipes],
     }
     told: list[str] = []

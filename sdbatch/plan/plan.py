@@ -17,8 +17,10 @@ from sdbatch.plan.draft import Column
 from sdbatch.plan.tree import Tree, overlay
 
 SMALL_PLAN = 100_000
+HUGE_PLAN = 10_000_000
 SHARD_CELLS = 32
 SHARD_CELLS_LARGE = 256
+SHARD_CELLS_HUGE = 2560
 """Cells of a shard: many shards share out evenly, few cost little to claim. A function of the plan's size alone."""
 
 
@@ -152,7 +154,7 @@ def cut_shards(recipe: Codes) -> Codes:
     count = len(recipe)
     if not count:
         return np.empty(0, dtype=np.int64)
-    size = SHARD_CELLS if count <= SMALL_PLAN else SHARD_CELLS_LARGE
+    size = SHARD_CELLS if count <= SMALL_PLAN else SHARD_CELLS_LARGE if count <= HUGE_PLAN else SHARD_CELLS_HUGE
     change = np.flatnonzero(np.diff(recipe)) + 1
     starts = np.concatenate([[0], change])
     run = np.searchsorted(starts, np.arange(count), side="right") - 1

@@ -150,8 +150,11 @@ def _weights(cell: Cell, facts: Mapping[str, Any]) -> Row:
         "vae_sha256": recipe.vae.sha256 if recipe.vae else None,
         "text_encoder": recipe.text_encoder.name if recipe.text_encoder else None,
         "text_encoder_sha256": recipe.text_encoder.sha256 if recipe.text_encoder else None,
+        "text_encoder_2": recipe.text_encoder_2.name if recipe.text_encoder_2 else None,
+        "text_encoder_2_sha256": recipe.text_encoder_2.sha256 if recipe.text_encoder_2 else None,
         "loras": _loras(cell, facts),
         "embeddings": [{"name": part.name, "sha256": part.sha256} for part in recipe.embeddings],
+        "hypernetworks": _hypernetworks(cell),
         "controlnets": _controlnets(cell),
     }
 
@@ -173,11 +176,17 @@ def _loras(cell: Cell, facts: Mapping[str, Any]) -> list[Row]:
                 "autov3": short.get(part.name),
                 "weight": strength.model,
                 "text_encoder_weight": strength.text_encoder,
+                "blocks": strength.blocks or None,
                 "applied_keys": applied,
                 "total_keys": total,
             }
         )
     return loras
+
+
+def _hypernetworks(cell: Cell) -> list[Row]:
+    parts = zip(cell.recipe.hypernetworks, cell.hypernetwork_weights, strict=True)
+    return [{"name": part.name, "sha256": part.sha256, "weight": weight} for part, weight in parts]
 
 
 def _controlnets(cell: Cell) -> list[Row]:

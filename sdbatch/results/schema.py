@@ -25,12 +25,14 @@ _LORAS = pa.list_(
             pa.field("autov3", _TEXT),
             pa.field("weight", pa.float64()),
             pa.field("text_encoder_weight", pa.float64()),
+            pa.field("blocks", _TEXT),
             pa.field("applied_keys", pa.int32()),
             pa.field("total_keys", pa.int32()),
         ]
     )
 )
 _EMBEDDINGS = pa.list_(pa.struct([pa.field("name", _TEXT), pa.field("sha256", _TEXT)]))
+_HYPERNETWORKS = pa.list_(pa.struct([pa.field("name", _TEXT), pa.field("sha256", _TEXT), pa.field("weight", pa.float64())]))
 _CONTROLNETS = pa.list_(
     pa.struct(
         [
@@ -77,8 +79,11 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("vae_sha256", _TEXT, "SHA-256 of the VAE file; null: baked"),
     ("text_encoder", _TEXT, "name of the text encoder; null: the one baked into the checkpoint"),
     ("text_encoder_sha256", _TEXT, "SHA-256 of the text encoder file; null: baked"),
-    ("loras", _LORAS, "the LoRA stack in its order; 1 is as trained; applied of total keys, null when not counted"),
+    ("text_encoder_2", _TEXT, "name of the second text encoder; null: the one baked into the checkpoint, or none"),
+    ("text_encoder_2_sha256", _TEXT, "SHA-256 of the second text encoder file; null: baked, or none"),
+    ("loras", _LORAS, "the LoRA stack in its order; 1 is as trained; blocks as typed; applied of total keys, null when not counted"),
     ("embeddings", _EMBEDDINGS, "the textual-inversion embeddings at hand"),
+    ("hypernetworks", _HYPERNETWORKS, "the hypernetworks in their order; 1 is as trained"),
     ("controlnets", _CONTROLNETS, "the ControlNets with their inputs; image is a file name; start and end as shares of the steps"),
     ("image", _TEXT, "path of the PNG relative to the sweep folder, with /; a block of images counts as a folder; null when none was saved"),
     ("image_offset", pa.int64(), "where the PNG begins in its tar block; null: the image is a file, or in a Parquet block"),

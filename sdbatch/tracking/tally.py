@@ -31,6 +31,7 @@ PARAMETERS = (
     "merge",
     "vae",
     "text_encoder",
+    "text_encoder_2",
     "prompt",
     "negative_prompt",
     "seed",

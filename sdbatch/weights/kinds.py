@@ -28,7 +28,10 @@ KINDS: tuple[Kind, ...] = (
     Kind("upscaler", ("upscale_models", "esrgan", "realesrgan", "swinir", "dat", "ldsr")),
 )
 
-GROUPS: dict[str, Kind] = {kind.group: kind for kind in KINDS}
+_BY_GROUP = {kind.group: kind for kind in KINDS}
+
+GROUPS: dict[str, Kind] = {**_BY_GROUP, "text_encoder_2": _BY_GROUP["text_encoder"]}
+"""Config group -> its kind. First and second text encoders lie in the same folders."""
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"})
 """Names that may be weight files. What a file really is, its first bytes tell."""

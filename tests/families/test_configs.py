@@ -3,47 +3,88 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
 import sdbatch.families
-from sdbatch.adapters.read import read_json
+from sdbatch.cell import Recipe, WeightFile
+from sdbatch.errors import WeightFileError
 from sdbatch.families import FAMILIES
-from sdbatch.pipeline.assemble import load_tokenizer
+from sdbatch.pipeline.assemble import BUILDERS, load_tokenizer
+from sdbatch.pipeline.configs import Configs
 
 CONFIGS = Path(sdbatch.families.__file__).parent / "configs"
 
+VAE, VAE_OF_16, CLIP_L, OPENCLIP_H, OPENCLIP_G, T5 = 83_653_863, 83_819_683, 123_060_480, 340_387_840, 694_659_840, 4_762_310_656
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_config_folder_is_whole_and_has_no_weights(name: str) -> None:
-    folder = CONFIGS / FAMILIES[name].config
-    index = read_json(folder / "model_index.json", name)
-    for component in FAMILIES[name].components:
-        assert index[component.name] == [component.library, component.cls]
-        assert (folder / component.name / "config.json").is_file()
-    assert not list(folder.rglob("*.safetensors"))
-
-
-def test_sd1_has_the_parameters_of_the_published_model() -> None:
-    folder = CONFIGS / "sd1"
-    with torch.device("meta"):
-        modules: list[Any] = [
-            UNet2DConditionModel.from_config(read_json(folder / "unet/config.json", "unet")),
-            AutoencoderKL.from_config(read_json(folder / "vae/config.json", "vae")),
-            CLIPTextModel(CLIPTextConfig.from_dict(read_json(folder / "text_encoder/config.json", "text_encoder"))),
-        ]
-    counts = [sum(parameter.numel() for parameter in module.parameters()) for module in modules]
-    assert counts == [859_520_964, 83_653_863, 123_060_480]
+PARAMETERS = {
+    "sd1": ("sd1", {"unet": 859_520_964, "vae": VAE, "text_encoder": CLIP_L}),
+    "sd2": ("sd2", {"unet": 865_910_724, "vae": VAE, "text_encoder": OPENCLIP_H}),
+    "sd2_768": ("sd2", {"unet": 865_910_724, "vae": VAE, "text_encoder": OPENCLIP_H}),
+    "sdxl": ("sdxl", {"unet": 2_567_463_684, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_G}),
+    "sdxl_refiner": ("sdxl", {"unet": 2_259_526_660, "vae": VAE, "text_encoder_2": OPENCLIP_G}),
+    "flux_dev": ("flux", {"transformer": 11_901_408_320, "vae": VAE_OF_16, "text_encoder": CLIP_L, "text_encoder_2": T5}),
+    "flux_schnell": ("flux", {"transformer": 11_891_178_560, "vae": VAE_OF_16, "text_encoder": CLIP_L, "text_encoder_2": T5}),
+}
+"""Config folder -> its family and the parameters of the published model's components."""
 
 
-def test_sd1_s_tokenizer_is_clip_s() -> None:
-    tokenizer = load_tokenizer(CONFIGS / "sd1")
-    assert len(tokenizer) == 49408
-    assert tokenizer("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
-    assert tokenizer.pad_token_id == 49407
+def configs_of(name: str) -> tuple[Recipe, Configs]:
+    family = FAMILIES[PARAMETERS[name][0]]
+    recipe = Recipe(family.name, str(CONFIGS / name), WeightFile("none", str(CONFIGS / "none.safetensors"), "0"))
+    return recipe, Configs(recipe, family)
+
+
+def test_every_folder_is_listed_here() -> None:
+    assert set(PARAMETERS) == {folder.name for folder in CONFIGS.iterdir()}
+    assert {family.config for family in FAMILIES.values()} <= set(PARAMETERS)
+    assert not list(CONFIGS.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_parameters_are_those_of_the_published_model(name: str) -> None:
+    _, configs = configs_of(name)
+    counts: dict[str, int] = {}
+    for part in configs.components():
+        with torch.device("meta"):
+            module = BUILDERS[part.cls](configs.component(part))
+        counts[part.name] = sum(parameter.numel() for parameter in module.parameters())
+    assert counts == PARAMETERS[name][1]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_numbers_in_the_table_are_the_configs(name: str) -> None:
+    _, configs = configs_of(name)
+    family = configs.family
+    parts = {part.name: configs.component(part) for part in configs.components()}
+    assert parts["vae"]["latent_channels"] == family.latent_channels
+    width = parts[family.denoiser].get("cross_attention_dim") or parts[family.denoiser]["joint_attention_dim"]
+    assert width == (1280 if name == "sdxl_refiner" else family.context_width)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "pad"),
+    [
+        ("sd1", "tokenizer", 49407),
+        ("sd2", "tokenizer", 0),
+        ("sdxl", "tokenizer", 49407),
+        ("sdxl", "tokenizer_2", 0),
+        ("flux_dev", "tokenizer", 49407),
+    ],
+)
+def test_clip_s_vocabulary_serves_every_family(name: str, tokenizer: str, pad: int) -> None:
+    recipe, configs = configs_of(name)
+    encoder = next(encoder for encoder in configs.family.encoders if encoder.tokenizer == tokenizer)
+    loaded = load_tokenizer(encoder, recipe, configs)
+    assert len(loaded) == 49408
+    assert loaded("a photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert loaded.pad_token_id == pad
+
+
+def test_t5_s_tokenizer_is_asked_for() -> None:
+    recipe, configs = configs_of("flux_dev")
+    with pytest.raises(
+        WeightFileError, match=r"FLUX\.1 needs the tokenizer of T5.* Set family\.config to the model's own diffusers folder"
+    ):
+        load_tokenizer(configs.family.encoders[1], recipe, configs)

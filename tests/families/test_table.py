@@ -7,6 +7,7 @@ import pytest
 
 from sdbatch.errors import ConfigError
 from sdbatch.families import FAMILIES, SAMPLERS, find_family, find_sampler
+from sdbatch.families.samplers import FLOW_SAMPLERS, NOISE_SAMPLERS
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -15,9 +16,11 @@ def test_a_family_is_whole(name: str) -> None:
     assert family.name == name
     assert set(family.samplers) <= set(SAMPLERS)
     assert family.default_sampler in family.samplers
-    assert family.native_px % family.vae_scale == 0
-    assert len({part.name for part in family.components}) == len({part.prefix for part in family.components}) == len(family.components)
-    assert family.component("unet").cls == "UNet2DConditionModel"
+    assert family.native_px % family.size_multiple_px == 0
+    assert len({part.name for part in family.components}) == len({part.prefixes for part in family.components}) == len(family.components)
+    assert family.denoiser in ("unet", "transformer")
+    assert {encoder.component for encoder in family.encoders} == {part.name for part in family.components if "encoder" in part.name}
+    assert any(encoder.context for encoder in family.encoders)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -26,13 +29,15 @@ def test_a_sampler_s_name_says_its_schedule(name: str) -> None:
     assert sampler.name == name
     assert list(sampler.options) == sorted(sampler.options)
     endings = {"Karras": "_karras", "Exponential": "_exponential", "Beta": "_beta", "SGM Uniform": "_trailing"}
+    assert (name in FLOW_SAMPLERS) == name.startswith("flow_")
     assert name.endswith(endings.get(sampler.schedule, ""))
-    assert (sampler.schedule == "Automatic") == (not name.endswith(tuple(endings.values())))
+    assert (sampler.schedule in ("Automatic", "Simple")) == (not name.endswith(tuple(endings.values())))
 
 
 def test_no_two_samplers_are_the_same() -> None:
     assert len({(s.scheduler, s.options) for s in SAMPLERS.values()}) == len(SAMPLERS)
-    assert len({(s.label, s.schedule, s.options) for s in SAMPLERS.values()}) == len(SAMPLERS)
+    for names in (NOISE_SAMPLERS, FLOW_SAMPLERS):
+        assert len({(SAMPLERS[name].label, SAMPLERS[name].schedule, SAMPLERS[name].options) for name in names}) == len(names)
 
 
 def test_unknown_names_list_the_nearest() -> None:

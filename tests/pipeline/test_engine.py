@@ -14,7 +14,7 @@ import torch
 
 from sdbatch.cell import Cell, Control, Picture, Strength
 from sdbatch.errors import CellError, ConfigError, WeightFileError
-from sdbatch.families import SAMPLERS
+from sdbatch.families import FAMILIES, SAMPLERS
 from sdbatch.pipeline.build import build_engine
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from sdbatch.pipeline.engine import OutOfMemory, batch_key
@@ -99,7 +99,7 @@ def test_one_batch_of_different_everything_equals_separate_runs(
     assert_same_alone(engine, cells)
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", FAMILIES["sd1"].samplers)
 def test_every_sampler_alone_in_a_mixed_batch_and_again(name: str, engine: DiffusersEngine, model: TinyModel) -> None:
     cells = [make_cell(model.recipe(), seed=seed, sampler=SAMPLERS[name], guidance_scale=2.0 + seed, steps=3) for seed in (5, 6)]
     assert_same_alone(engine, cells, 1e-3)
@@ -132,12 +132,12 @@ def test_what_is_equal_is_kept_and_what_differs_is_swapped(
 ) -> None:
     other_vae = save(original_vae(build_pipeline(tmp_path / "vocabulary", 4).vae), tmp_path / "soft.safetensors")
     base = make(engine, [make_cell(model.recipe())])[0].pixels
-    unet, vae = engine.model.unet, engine.model.vae
+    unet, vae = engine.model.denoiser, engine.model.vae
     engine.prepare(model.recipe(vae=other_vae))
-    assert engine.model.unet is unet
+    assert engine.model.denoiser is unet
     assert engine.model.vae is not vae
     engine.prepare(model.recipe(**stacked))
-    assert engine.model.unet is unet
+    assert engine.model.denoiser is unet
     net = engine.model.controlnets[0]
     stack = engine.model.stack("unet")
     engine.prepare(model.recipe(**stacked, vae=other_vae))
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_size_is_refused(model: TinyModel, tmp_path: Pat
 
 
 def test_modules_are_in_eval_mode_and_have_no_gradients(engine: DiffusersEngine) -> None:
-    for module in (engine.model.unet, engine.model.vae):
+    for module in (engine.model.denoiser, engine.model.vae):
         assert not any(part.training for part in module.modules())
         assert not any(parameter.requires_grad or parameter.is_meta for parameter in module.parameters())
 
@@ -209,7 +209,7 @@ def _break_unet(engine: DiffusersEngine, when: Callable[[torch.dtype], bool]) ->
         del module, args
         return (output[0] * float("nan"),) if when(output[0].dtype) else output
 
-    return engine.model.unet.register_forward_hook(poison)
+    return engine.model.denoiser.register_forward_hook(poison)
 
 
 def test_nan_in_half_precision_is_tried_again_in_float32(engine: DiffusersEngine, model: TinyModel) -> None:
@@ -222,7 +222,7 @@ def test_nan_in_half_precision_is_tried_again_in_float32(engine: DiffusersEngine
         handle.remove()
     assert [picture.fault for picture in pictures] == [None, None]
     assert all(picture.facts["retried_fp32"] and picture.facts["dtype"] == "float32" for picture in pictures)
-    assert next(engine.model.unet.parameters()).dtype is torch.bfloat16
+    assert next(engine.model.denoiser.parameters()).dtype is torch.bfloat16
     assert not make(engine, [make_cell(recipe)])[0].facts["retried_fp32"]
 
 
@@ -257,7 +257,7 @@ def test_out_of_memory_is_one_kind_of_error(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.model.unet, "forward", fail)
+        patch.setattr(engine.model.denoiser, "forward", fail)
         with pytest.raises(OutOfMemory, match="a batch of 2 did not fit the memory of cpu") as caught:
             engine.start(cells, no_beat)
     assert isinstance(caught.value, CellError)
@@ -272,7 +272,7 @@ def test_other_errors_pass_through(engine: DiffusersEngine, model: TinyModel, mo
         return 1 / 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.model.unet, "forward", fail)
+        patch.setattr(engine.model.denoiser, "forward", fail)
         with pytest.raises(ZeroDivisionError):
             engine.start([make_cell(model.recipe())], no_beat)
 

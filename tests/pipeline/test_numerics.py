@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sdbatch.cell import Cell, Control, Strength, WeightFile
-from sdbatch.families import SAMPLERS
+from sdbatch.families import FAMILIES, SAMPLERS
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from tests.adapters.lora_files import attention_layers, kohya, renamed
 from tests.pipeline.models import (
@@ -64,7 +64,7 @@ def draw_with_diffusers(model: TinyModel, cell: Cell, pipeline: Any = None, **in
     return (images[0] * 255).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", FAMILIES["sd1"].samplers)
 def test_every_sampler_equals_diffusers(name: str, engine: DiffusersEngine, model: TinyModel) -> None:
     cell = make_cell(model.recipe(), sampler=SAMPLERS[name], negative_prompt="bad")
     ours = draw(engine, cell)
@@ -161,7 +161,7 @@ def test_diffusers_folder_and_half_precision_file(engine: DiffusersEngine, model
     half = {key: tensor.half() for key, tensor in to_original_keys(model.pipeline).items()}
     recipe = model.recipe(checkpoint=save(half, tmp_path / "half.safetensors"))
     draw(engine, make_cell(recipe))
-    assert next(engine.model.unet.parameters()).dtype is torch.float32
+    assert next(engine.model.denoiser.parameters()).dtype is torch.float32
 
 
 def test_v_prediction_is_taken_from_the_recipe(engine: DiffusersEngine, model: TinyModel) -> None:
