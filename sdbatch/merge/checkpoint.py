@@ -13,7 +13,7 @@ from sdbatch.adapters.lora import match_lora
 from sdbatch.adapters.read import read_tensors
 from sdbatch.cell import Merge, Strength, WeightFile
 from sdbatch.errors import ConfigError, WeightFileError
-from sdbatch.merge.layout import SINGLE, entries_of, like_source
+from sdbatch.merge.layout import SINGLE, TRAINING_PREFIXES, entries_of, extras_of, like_source
 from sdbatch.merge.metadata import to_metadata
 from sdbatch.merge.source import Source, open_source
 from sdbatch.merge.table import find_fault
@@ -89,8 +89,9 @@ def make_checkpoint(order: Order, on_progress: OnProgress) -> None:
         if order.dtype is not None:
             weights = cast(weights, DTYPES[order.dtype])
         identity = identify_header(first.header)
-        layout = like_source(first, weights, identity.family or "sd1", prune=False)
-        entries = entries_of(layout.files[SINGLE], weights, layout.extras)
+        layout = like_source(first, weights, identity.family or "sd1")
+        extras = extras_of(first, lambda name: not name.startswith(TRAINING_PREFIXES))
+        entries = entries_of(layout.files[SINGLE], weights, extras)
         metadata = to_metadata(order.out.stem, identity, first.metadata, _to_recipe(order), _all_files(order))
         write_safetensors(path, entries, metadata, counting([entries], on_progress))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -28,18 +28,23 @@ class Layout(NamedTuple):
 
     files: dict[str, dict[str, Piece]]
     """Path in the folder (or SINGLE) -> name in the file -> what it is."""
-    extras: dict[str, Tensor]
-    """Tensors of a single file beside the model's, kept as they are."""
 
 
-def like_source(source: Source, weights: Weights, family: str, prune: bool) -> Layout:
+def like_source(source: Source, weights: Weights, family: str) -> Layout:
     """A single file: with the source's own names where it is one, else with those of its family."""
     if source.header.format == "folder":
-        return Layout({SINGLE: to_original(weights.likes, family)}, {})
+        return Layout({SINGLE: to_original(weights.likes, family)})
     kept = {own: piece for own, piece in source.pieces.items() if all(name in weights.likes for name in piece.names)}
-    added = [name for name in weights.likes if name not in {part for piece in kept.values() for part in piece.names}]
-    extras = {own: tensor for own, tensor in source.raw.items() if own not in source.pieces and not own.startswith(TRAINING_PREFIXES)}
-    return Layout({SINGLE: {**kept, **to_original(added, family)}}, {} if prune else extras)
+    covered = {name for piece in kept.values() for name in piece.names}
+    added = [name for name in weights.likes if name not in covered]
+    return Layout({SINGLE: {**kept, **to_original(added, family)}})
+
+
+def extras_of(source: Source, keeps: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The tensors of a single file that are no weights of its model, of those that are kept."""
+    if source.header.format == "folder":
+        return {}
+    return {own: tensor for own, tensor in source.raw.items() if own not in source.pieces and keeps(own)}
 
 
 def as_folder(weights: Weights) -> Layout:
@@ -48,7 +53,7 @@ def as_folder(weights: Weights) -> Layout:
     for name in weights.likes:
         component, _, bare = name.partition(".")
         files.setdefault(f"{component}/{FOLDER_FILES.get(component, 'model')}.safetensors", {})[bare] = Piece((name,))
-    return Layout(files, {})
+    return Layout(files)
 
 
 def entries_of(pieces: Mapping[str, Piece], weights: Weights, extras: Mapping[str, Tensor]) -> dict[str, Entry]:
