@@ -10,17 +10,20 @@ from importlib import import_module
 from typing import NoReturn
 
 from sdbatch import __version__
-from sdbatch.errors import SdbatchError, did_you_mean
+from sdbatch.errors import SdbatchError, did_you_mean, harmless
 
 VERBS = {
     "run": "make the images of a configuration (the default verb)",
     "plan": "show what a run would make, load and cost, and every fault in it",
     "resume": "go on with a sweep that was stopped",
+    "stop": "end the workers that were submitted to an engine",
     "status": "how far a sweep is, and what failed",
     "grid": "draw a comparison grid from MLflow or from a sweep folder",
     "track": "send a sweep's rows to MLflow",
     "export": "write a sweep as a Parquet or WebDataset dataset",
     "models": "list the weight files that are options",
+    "merge": "merge checkpoints, bake LoRAs in, or make one LoRA of several",
+    "convert": "write a weight file in another form: safetensors, folder, number format, pruned",
     "inspect": "tell what a weight file is",
     "pull": "fetch models from the Hugging Face Hub ahead of a run",
     "replay": "make an image again from its PNG",
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sdbatch.tracking.target import redact
 
         # An error repeats what was asked, and that may hold a password.
-        sys.stderr.write(f"sdbatch: {redact(str(error))}\n")
+        sys.stderr.write(f"sdbatch: {harmless(redact(str(error)))}\n")
         return REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("sdbatch: stopped.\n")

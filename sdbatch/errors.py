@@ -50,6 +50,11 @@ class PlanError(SdbatchError):
         super().__init__(f"{head} in the plan, nothing was started:\n" + "\n".join(f"  {fault}" for fault in self.faults))
 
 
+def harmless(text: str) -> str:
+    """A text for the terminal: control characters, by which a prompt or file name could steer it, become `?`."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+
+
 def nearest(asked: str, options: Iterable[str], limit: int = 3) -> list[str]:
     """The options that look most like what was asked, best first."""
     return difflib.get_close_matches(asked, list(options), n=limit, cutoff=0.5)

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.cell import STACKS
 from sdbatch.config.explain import explain
-from sdbatch.config.guard import check_folders, environment_for, guard_environment, searched_folders
+from sdbatch.config.guard import check_folders, check_overrides, environment_for, guard_environment, searched_folders
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.config.search import PACKAGED, models_roots, register_options
 from sdbatch.errors import ConfigError, did_you_mean
@@ -89,6 +89,7 @@ class Composer:
         setbase("1.3")
         setup_globals()
         guard_environment()
+        check_overrides(overrides)
         folders = [Path(folder).expanduser() for folder in (config_dir, "conf") if folder]
         check_folders(folders)
         names = [folder / f"{config_name}.yaml" for folder in folders]

@@ -22,6 +22,10 @@ YAML_LIMIT_MB = 8
 """A larger file is data, which belongs into a prompt file."""
 ENVIRONMENT_KEYS = ("paths", "out", "tracking.uri")
 """Where an environment variable may be used: what names folders and servers, and is in no image, row or MLflow parameter."""
+TARGET = "_target_"
+NO_TARGET = f"{TARGET} is not allowed: options are chosen by name (`sdbatch --help` lists them), code is never named."
+DEPTH_LIMIT = 50
+"""Nesting of a YAML file: the time its parser takes grows with the square of it."""
 SECRET_NAME = re.compile(r"token|secret|passw|credential|auth|cookie|private|(^|_)(api|access)?_?keys?($|_)", re.IGNORECASE)
 """Variables that are used nowhere, since folder names and servers' logs are read by others too."""
 
@@ -108,17 +112,33 @@ def read_environment(name: str, default: Any = _UNSET) -> str | None:
     return None if found is None else str(found)
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what names code on the command line. Raises ConfigError."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if TARGET in key.split(".") or re.search(rf"[{{,]\s*['\"]?{TARGET}['\"]?\s*:", value):
+            raise ConfigError(f"{override}: {NO_TARGET}")
+
+
 def _check(path: Path) -> None:
     if path.stat().st_size > YAML_LIMIT_MB * 1e6:
         raise ConfigError(f"{path}: over {YAML_LIMIT_MB} MB is no configuration. Put prompts into a file of matrix.prompts.file.")
+    depth = 0
     try:
         for event in yaml.parse(path.read_bytes(), Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(
-                    f"{path}: line {event.start_mark.line + 1}: YAML aliases (*{event.anchor}) are not allowed. Write it out."
-                )
-            tag = getattr(event, "tag", None)
-            if tag is not None and tag not in ("!", "tag:yaml.org,2002:str"):
-                raise ConfigError(f"{path}: line {event.start_mark.line + 1}: YAML tags ({tag}) are not allowed.")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if (fault := _fault_of(event, depth)) is not None:
+                raise ConfigError(f"{path}: line {event.start_mark.line + 1}: {fault}")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}.") from None
+
+
+def _fault_of(event: yaml.Event, depth: int) -> str | None:
+    if isinstance(event, yaml.AliasEvent):
+        return f"YAML aliases (*{event.anchor}) are not allowed. Write it out."
+    tag = getattr(event, "tag", None)
+    if tag is not None and tag not in ("!", "tag:yaml.org,2002:str"):
+        return f"YAML tags ({tag}) are not allowed."
+    if depth > DEPTH_LIMIT:
+        return f"nested deeper than {DEPTH_LIMIT} levels, which is no configuration."
+    return NO_TARGET if isinstance(event, yaml.ScalarEvent) and TARGET in event.value.split(".") else None

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdbatch.errors import FolderError
+from sdbatch.errors import FolderError, harmless
 from sdbatch.verbs.words import read_words
 
 SHOWN_FAILURES = 20
+SHOWN_CHARS = 200
+"""Of what tells a failed image from others, which may be a prompt of any length."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,7 +55,7 @@ def _failures(folder: Any, faulty: set[str]) -> list[str]:
         for row in table.to_pylist():
             if row["image_id"] in faulty:
                 axes = ", ".join(f"{key}={value}" for key, value in axes_of(row).items()) or f"seed={row['seed']}, {row['prompt'][:40]!r}"
-                found.append(f"  {row['status']:<6} {row['image_id']}  {axes}: {row['error']}")
+                found.append(harmless(f"  {row['status']:<6} {row['image_id']}  {axes[:SHOWN_CHARS]}: {row['error']}".replace("\n", " ")))
     return found
 
 
