@@ -19,15 +19,13 @@ from sdbatch.adapters.dialect import BUNDLED, group_by_module, peft_alpha, split
 from sdbatch.adapters.form import build_delta
 from sdbatch.adapters.names import Target, name_table
 from sdbatch.adapters.read import TensorFile, read_tensors
+from sdbatch.adapters.shapes import Shapes, shapes_of
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.families import BY_NAME
 from sdbatch.weights.identify import identify
 
 log = logging.getLogger(__name__)
-
-Shapes = Mapping[str, Sequence[int]]
-"""Module -> the shape of its weight, for each module of a component that has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +41,6 @@ class Lora:
     """Names in the file that fit nothing in the model."""
     words: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
     """Embeddings bundled with it: word -> component -> vectors [vectors, C]."""
-
-
-def shapes_of(component: nn.Module) -> dict[str, torch.Size]:
-    """The modules of a component that an adapter can change: linear and convolutional layers, and norms."""
-    found: dict[str, torch.Size] = {}
-    for name, module in component.named_modules():
-        weight = module._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]  # its own, not a child's
-        if weight is not None and (isinstance(module, nn.Linear | nn.Conv2d) or weight.dim() == 1):
-            found[name] = weight.shape
-    return found
 
 
 def load_lora(file: WeightFile, components: Mapping[str, nn.Module], family: str = "", *, strict: bool = False) -> Lora:

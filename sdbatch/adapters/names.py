@@ -181,3 +181,28 @@ def _openclip_targets(modules: Collection[str]) -> list[tuple[str, Target]]:
         found += [(before + theirs, Target((after + ours,))) for theirs, ours in _OPENCLIP_PARTS.items()]
         found.append((before + "attn.in_proj", Target(tuple(f"{after}self_attn.{part}_proj" for part in "qkv"))))
     return found + [(f"model.{name}", target) for name, target in found]
+
+
+# ---- blocks -----------------------------------------------------------------------------------------------------------
+
+_UNET_BLOCK = re.compile(r"^(input|middle|output)_blocks?\.(\d+)\.")
+_FLUX_BLOCK = re.compile(r"^(single_)?transformer_blocks\.(\d+)\.")
+
+
+def find_blocks(modules: Collection[str]) -> dict[str, str]:
+    """Module of a denoiser -> the block it lies in, as block weights call it (IN04, M00, D07, ...); none for those outside."""
+    if any(name.startswith("single_transformer_blocks.") for name in modules):
+        return {name: _flux_block(name) for name in modules}
+    originals = original_unet_names(modules)
+    found = {name: _UNET_BLOCK.match(original) for name, original in originals.items()}
+    return {name: _unet_block(match[1], int(match[2])) for name, match in found.items() if match}
+
+
+def _unet_block(where: str, number: int) -> str:
+    return {"input": f"IN{number:02}", "middle": "M00", "output": f"OUT{number:02}"}[where]
+
+
+def _flux_block(name: str) -> str:
+    if found := _FLUX_BLOCK.match(name):
+        return f"{'S' if found[1] else 'D'}{int(found[2]):02}"
+    return "OUT" if name.startswith(("norm_out", "proj_out")) else "IN"

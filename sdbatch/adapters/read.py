@@ -1,4 +1,7 @@
-"""Reads the tensors of a weight file. Pickle files are read with `weights_only=True` and never otherwise."""
+"""Reads the tensors of a weight file. What a file is, its header tells, which is checked first; its name is not believed.
+
+Pickles are read with `weights_only=True` and never otherwise.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
+from sdbatch.weights.reader import read_header
 
 Tensors = dict[str, torch.Tensor]
-
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +30,30 @@ class TensorFile:
 
 
 def read_tensors(file: WeightFile) -> TensorFile:
-    """All tensors of a `.safetensors` or pickle file, on the CPU and in the file's own dtype.
+    """All tensors of a safetensors or pickle file, on the CPU and in the file's own dtype.
 
     Raises:
-        WeightFileError: missing, damaged, or a pickle that holds more than tensors.
+        WeightFileError: missing, damaged, no weight file, or a pickle that holds more than tensors.
     """
     path = Path(file.path)
-    if not path.is_file():
-        raise WeightFileError(f"{file.name}: {path} is not there. Put the file back or choose another.")
-    if path.suffix == ".safetensors":
+    if read_header(path).format == "safetensors":
         return _read_safetensors(file, path)
-    if path.suffix in PICKLE_SUFFIXES:
-        return TensorFile(_tensors_only(_read_pickle(file, path)))
-    raise WeightFileError(f"{file.name}: {path.name} is no weight file. Use .safetensors, or one of {', '.join(PICKLE_SUFFIXES)}.")
+    return TensorFile(_tensors_only(_load_pickle(file, path)))
+
+
+def read_pickle(file: WeightFile) -> dict[Any, Any]:
+    """The dictionary of a pickle file, for formats that hold settings beside their tensors.
+
+    Raises:
+        WeightFileError: as `read_tensors`, or it holds no dictionary.
+    """
+    path = Path(file.path)
+    if read_header(path).format != "pickle":
+        raise WeightFileError(f"{file.name}: {path} is no torch pickle (.pt), which this kind of file always is.")
+    content = _load_pickle(file, path)
+    if not isinstance(content, dict):
+        raise WeightFileError(f"{file.name}: {path} holds no dictionary. Choose another file.")
+    return cast("dict[Any, Any]", content)
 
 
 def _read_safetensors(file: WeightFile, path: Path) -> TensorFile:
@@ -52,7 +65,7 @@ def _read_safetensors(file: WeightFile, path: Path) -> TensorFile:
         raise WeightFileError(f"{file.name}: {path} cannot be read as safetensors ({error}). Fetch the file again.") from error
 
 
-def _read_pickle(file: WeightFile, path: Path) -> Any:
+def _load_pickle(file: WeightFile, path: Path) -> Any:
     try:
         # Only torch's own archives can be mapped; files of before 2020 are one pickle.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -201,6 +201,10 @@ class LoraConf(FileConf):
     """Strength on the denoising network; 0 is none, 1 as trained."""
     text_encoder_weight: float | None = None
     """Strength on the text encoder; unset: as `weight`."""
+    blocks: Any = None
+    """A factor for each block: a preset such as MIDD or OUTALL, or a list of 17 (SDXL: 12, FLUX: 61). Unset: 1 everywhere."""
+    strict: bool = beside(False)
+    """Refuse the file when a part of it fits nothing in the model; unset, the log warns and the row counts its keys."""
     trigger: str | None = beside(None)
     """The words it was trained with: a note for people, nothing is added to the prompt."""
 
@@ -210,6 +214,15 @@ class EmbeddingConf(FileConf):
     """One textual-inversion embedding; its name in the prompt calls it."""
 
     file: str = MISSING
+
+
+@dataclass
+class HypernetworkConf(FileConf):
+    """One hypernetwork of the stack: it changes what cross-attention reads."""
+
+    file: str = MISSING
+    weight: float = 1.0
+    """0 is none, 1 as trained."""
 
 
 @dataclass
@@ -330,6 +343,7 @@ class Config:
     text_encoder_2: TextEncoder2Conf = field(default_factory=TextEncoder2Conf)
     lora: dict[str, LoraConf] = field(default_factory=dict)
     embedding: dict[str, EmbeddingConf] = field(default_factory=dict)
+    hypernetwork: dict[str, HypernetworkConf] = field(default_factory=dict)
     controlnet: dict[str, ControlNetConf] = field(default_factory=dict)
     sampler: SamplerConf = field(default_factory=SamplerConf)
     task: TaskConf = field(default_factory=TaskConf)

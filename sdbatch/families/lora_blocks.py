@@ -68,7 +68,7 @@ def _plain(item: str) -> str:
         return item
 
 
-def read_blocks(text: str, family: str) -> tuple[float, ...]:
+def read_lora_blocks(text: str, family: str) -> tuple[float, ...]:
     """A factor for each of `block_names`.
 
     Raises:
@@ -94,7 +94,7 @@ def read_blocks(text: str, family: str) -> tuple[float, ...]:
 
 
 def block_names(family: str) -> tuple[str, ...]:
-    """The blocks of a family, in the order of `read_blocks`."""
+    """The blocks of a family, in the order of `read_lora_blocks`."""
     return FLUX_BLOCKS if family == "flux" else UNET_BLOCKS
 
 

@@ -18,7 +18,7 @@ from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
 from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
-from sdbatch.plan.rule import RULES, pair_faults
+from sdbatch.plan.rule import RULES, block_fault, pair_faults
 from sdbatch.plan.tree import expand, get, has, overlay
 
 BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
@@ -103,6 +103,8 @@ def _check_ranges(draft: Draft, faults: FaultList) -> None:
         for value in column.values:
             if rule is not None and not rule.test(value):
                 faults.add(key, rule.message(value))
+            elif _pattern(key) == "lora.*.blocks" and (told := block_fault(value, {get(plain, "family.name") for plain in draft.groups})):
+                faults.add(key, told)
 
 
 def _pattern(key: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sdbatch.cell import SEED_LIMIT
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.families import FAMILIES
+from sdbatch.families.lora_blocks import read_lora_blocks, to_text
 from sdbatch.families.options import scheduler_options
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.merge.blocks import read_blocks
@@ -86,6 +87,8 @@ RULES: dict[str, Rule] = {
     "negative_prompt": TEXT,
     "lora.*.weight": STRENGTH,
     "lora.*.text_encoder_weight": Rule(lambda value: value is None or STRENGTH.test(value), STRENGTH.message),
+    "lora.*.blocks": Rule(lambda value: block_fault(value) is None, lambda value: block_fault(value) or ""),
+    "hypernetwork.*.weight": STRENGTH,
     "controlnet.*.weight": STRENGTH,
     "controlnet.*.start": SHARE,
     "controlnet.*.end": SHARE,
@@ -106,9 +109,29 @@ RULES: dict[str, Rule] = {
 }
 
 
+def block_fault(value: Any, families: Iterable[str] = tuple(FAMILIES)) -> str | None:
+    """What is wrong with a LoRA's block weights in all of these families; None when they fit one."""
+    if value is None:
+        return None
+    if not isinstance(value, str | list):
+        return f"{value!r} are no block weights; give a preset's name or a list of numbers."
+    told = ""
+    for family in families:
+        try:
+            read_lora_blocks(to_text(cast("str | list[float]", value)), family)
+            return None
+        except ConfigError as error:
+            told = str(error)
+    return told
+
+
 def pair_faults(config: Tree) -> list[tuple[str, str]]:
     """Faults that need two values of one configuration."""
     found: list[tuple[str, str]] = []
+    family = config["family"]["name"]
+    for name, item in (get(config, "lora") or {}).items():
+        if family in FAMILIES and block_fault(item.get("blocks")) is None and (told := block_fault(item.get("blocks"), [family])):
+            found.append((f"lora.{name}.blocks", told))
     for name, item in (get(config, "controlnet") or {}).items():
         if item["start"] >= item["end"]:
             found.append((f"controlnet.{name}.end", f"{item['end']} is not after start={item['start']}, so it would do nothing."))

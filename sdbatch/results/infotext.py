@@ -105,7 +105,7 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None) -> Infotext
     parameters["TI hashes"] = ", ".join(f"{part.name}: {part.sha256[:12]}" for part in embeddings)
     parameters["Version"] = f"sdbatch {sdbatch.__version__}"
     return Infotext(
-        prompt=" ".join(filter(None, [cell.prompt, *_lora_tags(cell)])),
+        prompt=" ".join(filter(None, [cell.prompt, *_network_tags(cell)])),
         negative_prompt=cell.negative_prompt,
         parameters={key: value for key, value in parameters.items() if value},
         hashes=_hashes(cell, embeddings),
@@ -124,13 +124,16 @@ def _hashes(cell: Cell, embeddings: list[WeightFile]) -> dict[str, str]:
     return {key: autov2(part.sha256) for key, part in parts.items()}
 
 
-def _lora_tags(cell: Cell) -> list[str]:
-    """A1111 names LoRAs in the prompt: `<lora:name:weight>`, or `<lora:name:text encoder:model>` when they differ."""
+def _network_tags(cell: Cell) -> list[str]:
+    """A1111 names LoRAs in the prompt: `<lora:name:weight>`, or `<lora:name:text encoder:model>` when they differ; then hypernetworks."""
     tags: list[str] = []
     for part, strength in zip(cell.recipe.loras, cell.strengths, strict=True):
         model, text = _number(strength.model), _number(strength.text_encoder)
-        tags.append(f"<lora:{part.name}:{model}>" if model == text else f"<lora:{part.name}:{text}:{model}>")
-    return tags
+        weights = model if model == text else f"{text}:{model}"
+        blocks = f":lbw={strength.blocks}" if strength.blocks else ""  # the word of the extension that applies them
+        tags.append(f"<lora:{part.name}:{weights}{blocks}>")
+    hypernetworks = zip(cell.recipe.hypernetworks, cell.hypernetwork_weights, strict=True)
+    return tags + [f"<hypernet:{part.name}:{_number(weight)}>" for part, weight in hypernetworks]
 
 
 def _controlnet(part: WeightFile, control: Control) -> str:

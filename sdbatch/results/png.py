@@ -74,7 +74,11 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
         "width": cell.width,
         "height": cell.height,
         "clip_skip": cell.clip_skip,
-        "strengths": [{"model": float(each.model), "text_encoder": float(each.text_encoder)} for each in cell.strengths],
+        "strengths": [
+            {"model": float(each.model), "text_encoder": float(each.text_encoder)} | ({"blocks": each.blocks} if each.blocks else {})
+            for each in cell.strengths
+        ],
+        "hypernetwork_weights": [float(weight) for weight in cell.hypernetwork_weights],
         "controls": [
             {
                 "image": PurePath(each.image).name,
