@@ -27,7 +27,7 @@ WORDS = ("cat", "dog", "red", "blue", "castle", "photo", "bad", "neg")
 PIXELS = 64
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> None:
     """A CLIP tokenizer that knows all bytes and a few words."""
     letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256)]]
     letters += [chr(256 + index) for index in range(256 - len(letters))]
@@ -44,12 +44,12 @@ def write_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(dict.fromkeys(vocabulary))}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad}
     settings = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", **marks}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def _shake(module: nn.Module, seed: int) -> None:
+def shake(module: nn.Module, seed: int) -> None:
     """Random weights strong enough that every part of the model matters to the picture."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def build_pipeline(folder: Path, seed: int = 0) -> Any:
         layers_per_block=1,
     ).eval()
     for index, module in enumerate((text_encoder, unet, vae)):
-        _shake(module, 10 * seed + index)
+        shake(module, 10 * seed + index)
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False
     )
@@ -107,7 +107,7 @@ def build_pipeline(folder: Path, seed: int = 0) -> Any:
 
 def to_original_keys(pipeline: Any) -> dict[str, Tensor]:
     """The weights under the key names of the original Stable Diffusion code, as single files have them."""
-    tensors = {f"model.diffusion_model.{_unet_key(key)}": tensor for key, tensor in pipeline.unet.state_dict().items()}
+    tensors = {f"model.diffusion_model.{key}": tensor for key, tensor in original_unet(pipeline.unet).items()}
     tensors |= {f"first_stage_model.{key}": tensor for key, tensor in original_vae(pipeline.vae).items()}
     text = pipeline.text_encoder.state_dict()
     return tensors | {f"cond_stage_model.transformer.text_model.{key}": tensor for key, tensor in text.items()}
@@ -119,14 +119,23 @@ _TOP_KEYS = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 
 
-def _unet_key(key: str) -> str:
+def original_unet(unet: Any) -> dict[str, Tensor]:
+    """A UNet's weights under the original key names, without a prefix."""
+    state: dict[str, Tensor] = unet.state_dict()
+    attention_blocks = {key.split(".")[1] for key in state if key.startswith("up_blocks.") and ".attentions." in key}
+    return {_unet_key(key, unet.config.layers_per_block, attention_blocks): tensor for key, tensor in state.items()}
+
+
+def _unet_key(key: str, layers: int = 1, attention_up_blocks: set[str] | None = None) -> str:
     module, kind = key.rsplit(".", 1)
     if module in _TOP_KEYS:
         return f"{_TOP_KEYS[module]}.{kind}"
-    original = original_name(module, 1, {"1"})
+    original = original_name(module, layers, attention_up_blocks or set())
     assert original is not None, key
     return f"{original}.{kind}"
 
@@ -175,10 +184,11 @@ class TinyModel:
     config: Path
     checkpoint: WeightFile
     pipeline: Any
+    family: str = "sd1"
 
     def recipe(self, **changes: Any) -> Recipe:
         """A recipe of the checkpoint alone, or with changes."""
-        values: dict[str, Any] = {"family": "sd1", "config": str(self.config), "checkpoint": self.checkpoint, **changes}
+        values: dict[str, Any] = {"family": self.family, "config": str(self.config), "checkpoint": self.checkpoint, **changes}
         return Recipe(**values)
 
 
@@ -224,7 +234,7 @@ def add_to_weights(module: nn.Module, deltas: dict[str, Tensor], strength: float
 def build_controlnet(pipeline: Any, seed: int = 5) -> Any:
     """A random ControlNet for a model, its zero layers shaken too."""
     net = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16, 24, 32)).eval()
-    _shake(net, seed)
+    shake(net, seed)
     return net
 
 
