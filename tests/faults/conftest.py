@@ -1,0 +1,21 @@
+"""The undisturbed sweep that others are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.program import QUIET, run
+
+SEEDS = "seed=range(0,16)"
+"""Four blocks of four images."""
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep folder that nothing happened to."""
+    folder = tmp_path_factory.mktemp("clean")
+    ended = run(folder, *QUIET, SEEDS, "out=sweep", "-m")
+    assert ended.code == 0, ended.errors
+    return folder / "sweep"
