@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from sdbatch.cell import Recipe
+from sdbatch.cell import SINGLE_PARTS, Recipe
 from sdbatch.errors import Fault, SdbatchError
+from sdbatch.families import FAMILIES
 from sdbatch.merge.table import find_fault
 from sdbatch.weights.catalog import Catalog
-from sdbatch.weights.fit import find_mismatch
-from sdbatch.weights.identify import Identity
+from sdbatch.weights.fit import describe, find_mismatch
+from sdbatch.weights.identity import Identity
 from sdbatch.weights.index import Index
 
 SHOWN_FITTING = 6
+
+_MODELS = {"tiny": "tiny", "sd1": "sd1", "sd2": "sd2", "sdxl": "sdxl", "flux": "flux_dev"}
+"""What a checkpoint's header says -> the `model=` that is made for it."""
+_MODELS_OF_VARIANT = {("sd2", "768-v"): "sd2_768", ("sdxl", "refiner"): "sdxl_refiner", ("flux", "schnell"): "flux_schnell"}
 
 
 def check_recipes(recipes: Sequence[Recipe], catalog: Catalog, index: Index | None = None) -> list[Fault]:
@@ -30,9 +37,10 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
     except SdbatchError as error:
         yield Fault("checkpoint", str(error))
         return
-    if message := find_mismatch(base, "checkpoint", base):
+    if message := find_mismatch(base, "checkpoint", base) or _find_wrong_model(base, recipe):
         yield Fault("checkpoint", f"{recipe.checkpoint.name} {message}.")
         return
+    yield from _missing_parts(recipe, base, catalog, index)
     if recipe.merge and (found := find_fault(recipe.merge)):
         yield Fault(f"checkpoint.merge.{found[0]}", found[1])
     for key, group, file in recipe.parts():
@@ -43,6 +51,51 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
             continue
         if message is not None:
             yield Fault(key, f"{file.name} {message}. {_fitting(group, base, catalog, index)}")
+
+
+def _find_wrong_model(base: Identity, recipe: Recipe) -> str | None:
+    """Why the checkpoint is not one of the family that `model=` has set up; None when it is, or when the header does not tell."""
+    if base.family is None:
+        return None
+    family = "sd1" if base.family == "tiny" else base.family
+    if family not in FAMILIES:
+        return f"is {describe(base)}, which sdbatch does not run. Families: {', '.join(FAMILIES)}"
+    expected = None if base.format == "folder" else _read_width(Path(recipe.config))
+    differs = expected is not None and base.cross_attention_width is not None and expected != base.cross_attention_width
+    if family == recipe.family and not differs:
+        return None
+    model = _MODELS_OF_VARIANT.get((base.family, base.variant or ""), _MODELS[base.family])
+    set_up = FAMILIES[recipe.family].title + (f" ({expected}-wide)" if differs and family == recipe.family else "")
+    return f"is {describe(base)}, but the model is set up as {set_up}: use model={model}"
+
+
+def _missing_parts(recipe: Recipe, base: Identity, catalog: Catalog, index: Index) -> Iterator[Fault]:
+    """What the checkpoint lacks and nothing replaces."""
+    absent = _read_json(Path(recipe.config) / "model_index.json")
+    for part in FAMILIES[recipe.family].components[1:]:
+        if part.name in base.parts or absent.get(part.name) == [None, None] or part.name not in SINGLE_PARTS:
+            continue
+        if recipe.part(part.name) is None:
+            told = f"{recipe.checkpoint.name} has none of its own; set {part.name}=NAME. {_fitting(part.name, base, catalog, index)}"
+            yield Fault(part.name, told)
+
+
+def _read_width(config: Path) -> int | None:
+    """Width of the text that the denoiser of a config folder reads."""
+    for name, key in (("unet", "cross_attention_dim"), ("transformer", "joint_attention_dim")):
+        width = _read_json(config / name / "config.json").get(key)
+        if isinstance(width, int):
+            return width
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A config; empty when it is not there: what reads it for good will say so."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _fitting(group: str, base: Identity, catalog: Catalog, index: Index) -> str:

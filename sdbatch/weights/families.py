@@ -38,6 +38,9 @@ FAMILIES: tuple[FamilyFacts, ...] = (
     FamilyFacts("sd3", "SD 3.x", 4096, (768, 1280, 4096), 16, "stable-diffusion-v3", ("sd3",)),
 )
 
+T5_WIDTH = 4096
+"""Token width of T5 XXL; a text encoder of any other width is a CLIP."""
+
 BY_NAME: dict[str, FamilyFacts] = {facts.name: facts for facts in FAMILIES}
 
 BY_UNET_WIDTH: dict[int, str] = {128: "tiny", 768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl"}

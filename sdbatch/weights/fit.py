@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdbatch.weights.families import BY_NAME, FamilyFacts
+from sdbatch.weights.families import BY_NAME, T5_WIDTH, FamilyFacts
 from sdbatch.weights.identity import Identity
 
 _ARTICLED = {
@@ -38,43 +38,83 @@ def find_mismatch(file: Identity, group: str, base: Identity) -> str | None:
 
     Families are compared where both are known, else the numbers that must be equal.
     """
-    if file.group != group.removesuffix("_2"):
+    if not _accepts(group, file):
         where = f"use it as {file.group}=" if file.group else "no group takes it"
-        return f"is {describe(file)}, not {_ARTICLED.get(group, group)}; {where}"
+        return f"is {describe(file)}, not {_ARTICLED.get(group.partition('_2')[0], group)}; {where}"
     if file.foreign:
         return (
             f"is {describe(file)}, but its pickle also holds {', '.join(file.foreign)}, which is never loaded; use a .safetensors version"
         )
+    if reason := _NOT_RUN.get((group, file.variant or "")):
+        return f"is {describe(file)}, {reason}"
+    if file.pruning == "ema-only":
+        return f"is {describe(file)}, but it holds only averaged weights under names that nothing loads; use its pruned version"
     if (found := _find_difference(file, group, base)) is None:
         return None
     model = f"the model is {_title(base.family)}" if base.family else "the model"
     return f"is {describe(file)}, {model}{found}"
 
 
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Groups of text encoders, in the order of their token widths."""
+
+_NOT_RUN: dict[tuple[str, str], str] = {
+    ("vae", "taesd"): "a small stand-in for previews; choose a full VAE",
+    ("vae", "dc-ae"): "a deep-compression autoencoder; choose the VAE of the model's family",
+    ("vae", "decoder"): "a decoder without an encoder; choose a full VAE",
+    ("controlnet", "control-lora"): "a Control-LoRA; choose a full ControlNet",
+    ("checkpoint", "pix2pix"): "which edits by instruction; choose another checkpoint",
+    ("checkpoint", "depth"): "which needs a depth map as input; choose another checkpoint",
+    ("checkpoint", "upscale"): "which only enlarges pictures; choose another checkpoint",
+    ("checkpoint", "control"): "which needs a control picture as input; choose another checkpoint",
+    ("checkpoint", "fill"): "which needs a mask as input; choose another checkpoint",
+}
+"""(group, variant) -> why sdbatch does not run it."""
+
+
+def _accepts(group: str, file: Identity) -> bool:
+    return file.group == group or (file.kind == "text_encoder" and group in _TEXT_ENCODERS)
+
+
 def _find_difference(file: Identity, group: str, base: Identity) -> str | None:
     """What of the model the file does not fit, as the end of the sentence; None when it fits as far as is known."""
     match group:
-        case "checkpoint" if not _merges(file, base):
-            return _width(base) + (f", {base.variant}" if base.variant else "")
-        case "vae" if _differ(file.latent_channels, base.latent_channels):
+        case "vae" if _differ(file.latent_channels, base.latent_channels) or _only_one_is_tiny(file, base):
             return f" with {base.latent_channels} latent channels"
-        case "text_encoder" | "text_encoder_2" if file.embedding_widths and base.embedding_widths and file.embedding_widths[0] not in base.embedding_widths:
-            return f" with {_join(base.embedding_widths)}-wide tokens"
+        case "text_encoder" | "text_encoder_2" | "text_encoder_3":
+            return _find_encoder_difference(file, _TEXT_ENCODERS.index(group), base)
         case "embedding" if not _embedding_fits(file, base):
             return f" with {_join(_token_widths(base))}-wide tokens"
-        case "lora" | "controlnet" | "ip_adapter" | "hypernetwork":
+        case "lora" if not _changes_known_encoders(file, base):
+            return f" with {_join(_token_widths(base))}-wide tokens"
+        case "checkpoint" | "lora" | "controlnet" | "ip_adapter" | "hypernetwork":
             differs = _differ(file.cross_attention_width, base.cross_attention_width) or _differ(file.family, base.family)
             return _width(base) if differs else None
         case _:
             return None
 
 
-def _merges(file: Identity, base: Identity) -> bool:
-    """Whether a checkpoint can be merged into the base. Only an inpainting model takes others in."""
-    numbers = ("family", "cross_attention_width", "latent_channels", "prediction_type")
-    if any(_differ(getattr(file, name), getattr(base, name)) for name in numbers):
-        return False
-    return base.variant == "inpainting" or not _differ(file.variant, base.variant)
+def _find_encoder_difference(file: Identity, place: int, base: Identity) -> str | None:
+    """Text encoders are told apart by their width, and T5 from CLIP by its architecture."""
+    widths = _token_widths(base)
+    if not widths or not file.embedding_widths or base.variant == "refiner":
+        return None
+    if place >= len(widths):
+        return f", which has {len(widths)} text encoder{'s' if len(widths) > 1 else ''}"
+    is_t5, wants_t5 = (file.variant or "").startswith("t5"), widths[place] == T5_WIDTH
+    if file.embedding_widths[0] == widths[place] and is_t5 == wants_t5:
+        return None
+    what = "T5" if wants_t5 else "CLIP"
+    return f", whose {('first', 'second', 'third')[place]} text encoder is a {what} with {widths[place]}-wide tokens"
+
+
+def _changes_known_encoders(file: Identity, base: Identity) -> bool:
+    widths = _token_widths(base)
+    return not widths or set(file.embedding_widths) <= set(widths)
+
+
+def _only_one_is_tiny(file: Identity, base: Identity) -> bool:
+    return base.family is not None and (file.family == "tiny") != (base.family == "tiny")
 
 
 def _differ(one: object, other: object) -> bool:

@@ -29,7 +29,7 @@ KIND_RULES: tuple[Rule, ...] = (
     Rule("lora", all=(".a1.weight$", ".b1.weight$")),
     Rule("lora", any=(".diff$", ".diff_b$")),
     Rule("embedding", any=("^emb_params$", "^string_to_param.", "^clip_l$", "^clip_g$", "^bundle_emb.")),
-    Rule("hypernetwork", any=(".0.linear.0.weight$", ".0.linear1.weight$"), all=(".0.linear", ".1.linear")),
+    Rule("hypernetwork", any=(".0.linear.0.weight$", ".0.linear1.weight$"), all=(".0.linear", ".1.linear"), none=("single_blocks.",)),
     Rule("motion_module", any=(".motion_modules.0.",), none=("conv_in.weight$", "input_blocks.0.0.weight$")),
     Rule("upscaler", any=("^model.1.sub.0.RDB1.conv1.0.weight$", "RDB1.conv1.weight$", ".rdb1.conv1.weight$", "^RRDB_trunk.")),
     Rule(
@@ -85,9 +85,14 @@ PART_RULES: tuple[Rule, ...] = (
     Rule("transformer", any=("^transformer.",), none=("^transformer.resblocks.", "^transformer.text_model.", "^transformer.encoder.")),
     Rule("ema", any=("^model_ema.",)),
     Rule("vae", any=("^first_stage_model.", "^vae.")),
-    Rule("text_encoder", any=("^cond_stage_model.", "^conditioner.embedders.0.", "^text_encoders.clip_l.", "^text_encoder.")),
-    Rule("text_encoder_2", any=("^conditioner.embedders.1.", "^text_encoders.clip_g.", "^text_encoder_2.")),
-    Rule("text_encoder_3", any=("^text_encoders.t5xxl.", "^text_encoder_3.")),
+    Rule("text_encoder", any=("^cond_stage_model.", "^conditioner.embedders.0.transformer.", "^text_encoders.clip_l.", "^text_encoder.")),
+    # The SDXL refiner has the second encoder alone, in the first place.
+    Rule(
+        "text_encoder_2", any=("^conditioner.embedders.1.", "^conditioner.embedders.0.model.", "^text_encoders.clip_g.", "^text_encoder_2.")
+    ),
+    Rule("text_encoder_2", any=("^text_encoders.t5xxl.",), none=("^text_encoders.clip_g.",)),
+    Rule("text_encoder_3", any=("^text_encoders.t5xxl.",), all=("^text_encoders.clip_g.",)),
+    Rule("text_encoder_3", any=("^text_encoder_3.",)),
     Rule("image_encoder", any=("^image_encoder.", "^embedder.model.visual.")),
 )
 """Parts of a checkpoint; every row that matches adds its part."""

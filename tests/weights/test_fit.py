@@ -80,10 +80,86 @@ def test_what_is_not_known_is_not_refused(read: Read) -> None:
     assert "32-wide" in (find_mismatch(read(d.kohya(d.unet_modules(768))), "lora", small) or "")
 
 
-def test_vaes_and_text_encoders(read: Read) -> None:
-    assert find_mismatch(read(d.ldm_vae("")), "vae", read(d.sdxl())) is None
-    assert find_mismatch(read(d.clip("")), "text_encoder", read(d.sd1())) is None
-    assert "1024-wide" in (find_mismatch(read(d.openclip("", 1024)), "text_encoder", read(d.sd1())) or "")
+ENCODERS: dict[str, d.Tensors] = {"clip_l": d.clip(""), "clip_h": d.openclip("", 1024), "clip_g": d.clip("", 1280), "t5_xxl": d.t5()}
+PLACES: dict[str, tuple[str, ...]] = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g"), "flux": ("clip_l", "t5_xxl")}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("place", [0, 1])
+def test_text_encoders_fit_their_place_only(read: Read, base: str, encoder: str, place: int) -> None:
+    mismatch = find_mismatch(read(ENCODERS[encoder]), ("text_encoder", "text_encoder_2")[place], read(BASES[base]))
+    assert (mismatch is None) == (PLACES[base][place : place + 1] == (encoder,))
+
+
+def test_a_small_t5_is_no_clip_of_the_same_width(read: Read) -> None:
+    told = find_mismatch(read(d.t5("", 768)), "text_encoder", read(d.sd1()))
+    assert told == "is a text encoder (768-wide tokens), the model is SD 1.x, whose first text encoder is a CLIP with 768-wide tokens"
+    assert "which has 1 text encoder" in (find_mismatch(read(d.t5()), "text_encoder_2", read(d.sd1())) or "")
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("channels", [4, 16])
+def test_vaes(read: Read, base: str, channels: int) -> None:
+    mismatch = find_mismatch(read(d.ldm_vae("", channels)), "vae", read(BASES[base]))
+    assert (mismatch is None) == (channels == (16 if base == "flux" else 4))
+
+
+def test_the_tiny_vae_fits_the_tiny_model_only(read: Read) -> None:
+    tiny = {**d.ldm_unet(128), **d.ldm_vae(width=16), **d.clip("cond_stage_model.transformer.", 128)}
+    for vae, base, fits in ((16, tiny, True), (128, tiny, False), (16, d.sd1(), False)):
+        assert (find_mismatch(read(d.ldm_vae("", width=vae)), "vae", read(base)) is None) == fits
+
+
+SLOTS = ("checkpoint", "vae", "text_encoder", "lora", "embedding", "hypernetwork", "controlnet", "ip_adapter", "upscaler")
+KINDS: dict[str, d.Tensors] = {
+    "checkpoint": d.sd1(),
+    "vae": d.ldm_vae(""),
+    "text_encoder": d.clip(""),
+    "lora": d.kohya(d.unet_modules(768)),
+    "embedding": EMBEDDINGS["sd1"],
+    "hypernetwork": d.hypernetwork((768, 320, 640, 1280)),
+    "controlnet": d.ldm_controlnet(768),
+    "ip_adapter": d.ip_adapter(768),
+    "upscaler": {"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_in_the_wrong_slot_is_named_for_what_it_is(read: Read, slot: str, kind: str) -> None:
+    mismatch = find_mismatch(read(KINDS[kind]), slot, read(d.sd1()))
+    assert (mismatch is None) == (kind == slot)
+    assert mismatch is None or f"use it as {kind}=" in mismatch
+
+
+@pytest.mark.parametrize(
+    ("tensors", "group", "said"),
+    [
+        ({"decoder.layers.0.weight": (64, 4, 3, 3), "encoder.layers.0.weight": (64, 3, 3, 3)}, "vae", "a small stand-in for previews"),
+        ({"lora_controlnet": (1,), "input_blocks.0.0.up": (1, 2)}, "controlnet", "a Control-LoRA; choose a full ControlNet"),
+        (d.sd1(8), "checkpoint", "which edits by instruction"),
+        (d.sd2(5), "checkpoint", "which needs a depth map"),
+        ({**d.ema_of(d.sd1()), **d.ldm_vae()}, "checkpoint", "only averaged weights under names that nothing loads"),
+    ],
+)
+def test_what_sdbatch_does_not_run_is_said_in_the_plan(read: Read, tensors: d.Tensors, group: str, said: str) -> None:
+    file = read(tensors)
+    assert said in (find_mismatch(file, group, file if group == "checkpoint" else read(d.sd1())) or "")
+
+
+def test_a_lora_of_text_encoders_alone_must_know_them(read: Read) -> None:
+    numbered = read(d.kohya(d.text_modules(768, "lora_te1_")))
+    assert numbered.family is None
+    assert find_mismatch(numbered, "lora", read(d.sd1())) is None
+    assert "1024-wide tokens" in (find_mismatch(numbered, "lora", read(d.sd2())) or "")
+
+
+def test_checkpoints_to_merge_are_of_one_architecture(read: Read) -> None:
+    assert find_mismatch(read(d.sd1(9)), "checkpoint", read(d.sd1())) is None
+    assert find_mismatch(read(d.sdxl()), "checkpoint", read(d.sd1())) == (
+        "is a checkpoint for SDXL (2048-wide cross-attention), the model is SD 1.x (768-wide)"
+    )
 
 
 def test_a_pickle_that_torch_would_refuse_is_refused_in_the_plan(read: Read) -> None:
