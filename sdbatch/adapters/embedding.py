@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,12 +11,22 @@ from torch import Tensor
 from sdbatch.adapters.read import Tensors, read_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
+from sdbatch.weights.catalog import to_option_name
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "text_encoder": ("emb_params", "string_to_param.*", "clip_l"),
     "text_encoder_2": ("clip_g",),
 }
 """Where A1111, kohya and SDXL files keep the vectors of each text encoder; others use the word itself as the only key."""
+
+
+def embedding_words(file: WeightFile) -> tuple[str, ...]:
+    """The words that call an embedding: its option name, and its file's own name where that is another spelling of it.
+
+    Option names have no dots and spaces, so `bad_hands_v1.3.pt` is `embedding=bad_hands_v1_3`, and prompts may say either.
+    """
+    stem = Path(file.path).stem
+    return (file.name, stem) if stem != file.name and to_option_name(stem) == file.name else (file.name,)
 
 
 def load_embedding(file: WeightFile, widths: Mapping[str, int]) -> dict[str, Tensor]:

@@ -183,12 +183,12 @@ class DiffusersEngine:
         encoder = self.model.encoder
         assert encoder is not None, "no recipe is prepared"
         names = [tower.encoder.component for tower in encoder.towers]
-        touches = [any(name in lora.deltas for name in names) for lora in self.model.loras]
+        stacks = [stack for name in names if (stack := self.model.stack(name)) is not None]
         jobs: dict[int, _Job] = {}
         for slot, cell in enumerate(cells):
-            strengths = tuple(s.text_encoder if touched else 0.0 for s, touched in zip(cell.strengths, touches, strict=True))
-            for stack in filter(None, map(self.model.stack, names)):
-                stack.set_strengths(torch.tensor([strengths]))
+            strengths = tuple(weight for stack in stacks for weight in stack.weigh(cell.strengths))
+            for stack in stacks:
+                stack.set_cells([cell.strengths])
             positive = encoder.encode(cell.prompt, cell.clip_skip, strengths)
             job = _Job([slot], [cell], [positive], [])
             if not self.model.family.distilled_guidance:
@@ -209,9 +209,11 @@ class DiffusersEngine:
             tuple(cell.guidance_scale for cell in job.cells),
             self._controls(job.cells),
         )
+        repeat = 2 if conditions.is_guided else 1
         if (stack := self.model.stack(self.model.family.denoiser)) is not None:
-            strengths = torch.tensor([[s.model for s in cell.strengths] for cell in job.cells])
-            stack.set_strengths(torch.cat([strengths, strengths]) if conditions.is_guided else strengths)
+            stack.set_cells([cell.strengths for cell in job.cells], repeat)
+        if self.model.hypernetworks is not None:
+            self.model.hypernetworks.set_strengths(torch.tensor([cell.hypernetwork_weights for cell in job.cells]).repeat(repeat, 1))
         vae: Any = self.model.vae
         noise = draw_noise(job.generators, (vae.config.latent_channels, *self._latent_size(job.cells[0])))
         latents = denoise(self._denoiser(conditions, job.cells[0]), job.schedule, noise.to(self.device), on_step)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.adapters.controlnet import load_controlnet
-from sdbatch.adapters.embedding import load_embedding
+from sdbatch.adapters.embedding import embedding_words, load_embedding
+from sdbatch.adapters.hypernetwork import HypernetworkStack, load_hypernetwork
 from sdbatch.adapters.lora import Lora, load_lora
 from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import Recipe
@@ -62,6 +63,7 @@ class Model:
         """The denoiser wants to be told an aesthetic score: the SDXL refiner."""
         self.encoder: PromptEncoder | None = None
         self.loras: list[Lora] = []
+        self.hypernetworks: HypernetworkStack | None = None
         self._controlnets: list[tuple[Hashable, nn.Module]] = []
         self._slots: dict[str, tuple[Hashable, Any]] = {}
         self._stacks: dict[str, AdapterStack] = {}
@@ -201,17 +203,19 @@ class Model:
             self._controlnets.append((key, net))
 
     def _attach_adapters(self, recipe: Recipe) -> None:
-        """LoRAs and embeddings, when they or what they are attached to have changed."""
-        key = (recipe.loras, recipe.embeddings)
+        """LoRAs, hypernetworks and embeddings, when they or what they are attached to have changed."""
+        key = (recipe.loras, recipe.strict_loras, recipe.hypernetworks, recipe.embeddings)
         if self.encoder is not None and key == self._adapters_key:
             return
         self._detach_adapters()
         components = self.components
-        self.loras = [load_lora(file, components) for file in recipe.loras]
+        self.loras = [load_lora(file, components, recipe.family, strict=file.name in recipe.strict_loras) for file in recipe.loras]
         for name, component in components.items():
             deltas = [lora.deltas.get(name, {}) for lora in self.loras]
             if any(deltas):
-                self._stacks[name] = AdapterStack(component, deltas)
+                self._stacks[name] = AdapterStack(component, deltas, name, recipe.family)
+        if recipe.hypernetworks:
+            self.hypernetworks = HypernetworkStack(self.denoiser, [load_hypernetwork(file) for file in recipe.hypernetworks])
         self.encoder = self._build_encoder(find_family(recipe.family), recipe)
         self._adapters_key = key
 
@@ -219,7 +223,8 @@ class Model:
         encoders = [encoder for encoder in family.encoders if encoder.component in self._slots]
         widths = {encoder.component: self._width(encoder) for encoder in encoders if encoder.kind == "clip"}
         words: dict[str, dict[str, Tensor]] = {word: parts for lora in self.loras for word, parts in lora.words.items()}
-        words |= {file.name: load_embedding(file, widths) for file in recipe.embeddings}
+        for file in recipe.embeddings:
+            words |= dict.fromkeys(embedding_words(file), load_embedding(file, widths))
         towers: list[ClipEncoder | T5Encoder] = []
         for encoder in encoders:
             module, tokenizer = self._slots[encoder.component][1], self._slots[encoder.tokenizer][1]
@@ -239,6 +244,9 @@ class Model:
         for stack in self._stacks.values():
             stack.detach()
         self._stacks.clear()
+        if self.hypernetworks is not None:
+            self.hypernetworks.detach()
+            self.hypernetworks = None
         if self.encoder is not None:
             self.encoder.detach()
         self.encoder = None

@@ -7,7 +7,7 @@ takes the next bracket as it is, `BREAK` ends the chunk of tokens. Brackets that
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 _STEP = 1.1
@@ -25,13 +25,17 @@ class Span:
 
 
 def parse_prompt(prompt: str, embeddings: Collection[str] = ()) -> list[Span]:
-    """The prompt as spans in order, embeddings' names taken out of the text."""
+    """The prompt as spans in order, embeddings' names taken out of the text.
+
+    As in A1111 the case of a name does not matter; as in ComfyUI `embedding:` may stand before it, and the file's ending after.
+    """
     spans = _merge(_parse_weights(prompt))
     if not embeddings:
         return spans
     names = "|".join(re.escape(name) for name in sorted(embeddings, key=len, reverse=True))
-    pattern = re.compile(rf"(?<!\w)(?:embedding:)?({names})(?!\w)")
-    return [piece for span in spans for piece in _split_embeddings(span, pattern)]
+    pattern = re.compile(rf"(?<!\w)(?:embedding:)?({names})(?:\.(?:safetensors|pt|bin))?(?!\w)", re.IGNORECASE)
+    spelling = {name.lower(): name for name in embeddings} | {name: name for name in embeddings}
+    return [piece for span in spans for piece in _split_embeddings(span, pattern, spelling)]
 
 
 def _parse_weights(prompt: str) -> list[Span]:
@@ -83,13 +87,14 @@ def _merge(spans: list[Span]) -> list[Span]:
     return merged
 
 
-def _split_embeddings(span: Span, pattern: re.Pattern[str]) -> list[Span]:
+def _split_embeddings(span: Span, pattern: re.Pattern[str], spelling: Mapping[str, str]) -> list[Span]:
     if span.kind != "text":
         return [span]
     pieces: list[Span] = []
     for index, piece in enumerate(pattern.split(span.text)):
         if index % 2:
-            pieces.append(Span(piece, span.weight, "embedding"))
+            name = spelling.get(piece) or spelling[piece.lower()]
+            pieces.append(Span(name, span.weight, "embedding"))
         elif piece.strip():
             pieces.append(Span(piece, span.weight))
     return pieces

@@ -40,10 +40,18 @@ def test_break_stands_alone_and_only_as_a_word() -> None:
     assert weights("BREAKFAST") == [("BREAKFAST", 1.0)]
 
 
-def test_embeddings_by_name_and_by_prefix_case_kept_longest_first() -> None:
-    spans = parse_prompt("a (EasyNeg:1.2), embedding:EasyNeg2 easyneg EasyNegs", {"EasyNeg", "EasyNeg2"})
-    assert [(span.text, span.weight) for span in spans if span.kind == "embedding"] == [("EasyNeg", 1.2), ("EasyNeg2", 1.0)]
-    assert spans[-1] == Span(" easyneg EasyNegs", 1.0)
+def test_embeddings_by_name_by_prefix_and_by_file_name_longest_first() -> None:
+    spans = parse_prompt("a (EasyNeg:1.2), embedding:EasyNeg2 EasyNegs, EasyNeg.safetensors, easyneg.png", {"EasyNeg", "EasyNeg2"})
+    named = [(span.text, span.weight) for span in spans if span.kind == "embedding"]
+    assert named == [("EasyNeg", 1.2), ("EasyNeg2", 1.0), ("EasyNeg", 1.0), ("EasyNeg", 1.0)]
+    assert Span(" EasyNegs, ", 1.0) in spans
+    assert spans[-1] == Span(".png", 1.0)
+
+
+def test_case_does_not_matter_to_a_name_unless_two_differ_by_nothing_else() -> None:
+    """A1111 finds embeddings by their tokens, and CLIP's tokenizer knows no capitals."""
+    assert parse_prompt("easyneg", {"EasyNeg"}) == [Span("EasyNeg", 1.0, "embedding")]
+    assert parse_prompt("EASYNEG EasyNeg", {"EasyNeg", "EASYNEG"}) == [Span("EASYNEG", 1, "embedding"), Span("EasyNeg", 1, "embedding")]
 
 
 @given(st.text(max_size=60))
