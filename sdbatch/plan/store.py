@@ -23,6 +23,7 @@ from sdbatch.plan.draft import Column
 from sdbatch.plan.plan import Lookup, Plan
 from sdbatch.plan.tree import Tree, overlay
 from sdbatch.results.arrow import numpy_of
+from sdbatch.results.ids import IdArray, ids_of_column
 
 VERSION = 1
 ROW_GROUP_CELLS = 65_536
@@ -131,6 +132,13 @@ class PlanFile:
         for index in range(self.file.num_row_groups):
             table = self.file.read_row_group(index, columns=["image_id", "shard"])
             yield cast(list[str], table["image_id"].to_pylist()), cast(list[int], table["shard"].to_pylist())
+
+    def iter_keys(self) -> Iterator[tuple[IdArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Image ids, shards (-1: made before this plan) and recipes as numbers, a row group at a time."""
+        for index in range(self.file.num_row_groups):
+            table = self.file.read_row_group(index, columns=["image_id", "shard", "recipe"])
+            shards, recipes = (numpy_of(table[name].cast(pa.int64())) for name in ("shard", "recipe"))
+            yield ids_of_column(table["image_id"]), shards, recipes
 
     def shard_recipes(self) -> npt.NDArray[np.int64]:
         """The recipe of each shard. Reads two columns, a row group at a time."""

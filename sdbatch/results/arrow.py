@@ -50,12 +50,19 @@ def integers(values: npt.NDArray[np.int64]) -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def numpy_of(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """A column of 64-bit integers; a null gives any number."""
-    chunks = [
-        np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk)] for chunk in column.chunks if len(chunk)
-    ]
-    return np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+def numpy_of(column: pa.ChunkedArray, kind: type[np.generic] = np.int64) -> npt.NDArray[Any]:
+    """A column of 64-bit numbers, 0 where it is null."""
+    chunks = [_numbers(chunk, kind) for chunk in column.chunks if len(chunk)]
+    return np.concatenate(chunks) if chunks else np.empty(0, kind)
+
+
+def _numbers(chunk: pa.Array, kind: type[np.generic]) -> npt.NDArray[Any]:
+    validity, data = chunk.buffers()
+    rows = slice(chunk.offset, chunk.offset + len(chunk))
+    numbers = np.frombuffer(data, kind)[rows] if data else np.zeros(len(chunk), kind)
+    if not chunk.null_count or validity is None:
+        return numbers
+    return np.where(np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[rows], numbers, kind(0))
 
 
 def iter_texts(column: pa.ChunkedArray) -> Iterator[str]:

@@ -53,7 +53,7 @@ class _Format:
     name: str
     file_name: str
     """Pattern of a shard's name, with its number and their count."""
-    write: Callable[[IO[bytes], Iterator[Sample]], None]
+    write: Callable[[IO[bytes], Iterator[Sample]], object]
 
 
 _PARQUET = _Format("parquet", "train-{0:05d}-of-{1:05d}.parquet", write_parquet_shard)

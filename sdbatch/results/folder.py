@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import FolderError
-from sdbatch.results.disk import TEMPORARY, explained, is_stray, publish, sync_folders, write_file, write_temporary
+from sdbatch.results.disk import TEMPORARY, explained, folder_error, is_stray, publish, sync_folders, write_file, write_temporary
 from sdbatch.results.lock import LOCK, holding
 
 FLAT_LIMIT = 10_000
-"""Plans of up to this many cells keep all images in one folder; larger ones fan out by the first digits of the id."""
-PAIR_LIMIT = FLAT_LIMIT * 256
-"""Above this many cells the fan-out takes four digits in place of two."""
+"""Plans of up to this many cells keep all images in one folder, and all rows; larger ones have a folder for each shard's
+images: a block then flushes one folder, not one for each image."""
+LATER = 100_000
+"""Blocks of the plan are numbered below this. What is written to a shard later (a second try, a merge) is above."""
 GROUP_SHARDS = 500
 """Shards whose claims, and rows in a large sweep, share a folder: few enough that none nears 10,000 entries."""
 
 _FILES = ("plan.parquet", "grid.png", "grid.html", "config.yaml", "sweep.json", "log.txt", LOCK)
-_FOLDERS = ("images", "rows", "claims", "settled", "damaged")
+_FOLDERS = ("images", "rows", "blocks", "claims", "settled", "damaged")
 _NAMES = frozenset({*_FILES, *_FOLDERS})
-_PART = re.compile(r"part-\d{6,}-\d{5,}\.parquet")
+_PART = re.compile(r"part-\d{6,}(-to-\d{6,})?-\d{5,}\.parquet")
+_GROUP = re.compile(r"\d{4,}")
+_BLOCK = re.compile(r"\d{6,}(-to-\d{6,})?-\d{5,}\.(tar|parquet)")
 _IMAGE_ID = re.compile(r"[0-9a-f]{8,64}")
 _IMAGE = re.compile(r"[0-9a-f]{8,64}\.png")
 _FORMAT = "sdbatch sweep"
@@ -37,6 +41,8 @@ class SweepFolder:
         self.plan = self.path / "plan.parquet"
         self.images = self.path / "images"
         self.rows = self.path / "rows"
+        self.blocks = self.path / "blocks"
+        """Images in tar or Parquet blocks; only there when the sweep was asked for these."""
         self.grid_png = self.path / "grid.png"
         self.grid_html = self.path / "grid.html"
         self.config = self.path / "config.yaml"
@@ -57,16 +63,15 @@ class SweepFolder:
         """Whether a sweep was begun here."""
         return self.about.is_file() or self.plan.is_file()
 
-    def image_path(self, image_id: str, plan_size: int) -> str:
+    def image_path(self, image_id: str, plan_size: int, shard: int = 0) -> str:
         """Where the image of an id belongs, relative to the folder and with `/`; `plan_size` in cells.
 
-        A sweep that grows past a limit keeps its earlier images where their rows say they are.
+        A sweep that grows past the limit keeps its earlier images where their rows say they are.
         """
         assert _IMAGE_ID.fullmatch(image_id), image_id
         if plan_size <= FLAT_LIMIT:
             return f"images/{image_id}.png"
-        digits = 2 if plan_size <= PAIR_LIMIT else 4
-        return f"images/{image_id[:digits]}/{image_id}.png"
+        return f"images/{_group(shard)}/{shard:06d}/{image_id}.png"
 
     def file(self, relative: str) -> Path:
         """The file of a path that a row gives; rows may come from strangers, so none leads out of the folder.
@@ -82,26 +87,65 @@ class SweepFolder:
         """Whether a file name is one we give to images."""
         return _IMAGE.fullmatch(name) is not None
 
-    def part(self, shard: int, block: int) -> Path:
-        """The Parquet part that commits a block."""
-        return self.rows / f"part-{shard:06d}-{block:05d}.parquet"
+    def part(self, shard: int, block: int, plan_size: int = 0) -> Path:
+        """The Parquet part that commits a block of a plan of so many cells."""
+        above = self.rows if plan_size <= FLAT_LIMIT else self.rows / _group(shard)
+        return above / f"part-{shard:06d}-{block:05d}.parquet"
+
+    def merged_part(self, first: Path, last: Path, block: int) -> Path:
+        """The part that takes the place of some neighbours, from the first to the last."""
+        low, high = self.span(first)[0], self.span(last)[1]
+        name = f"part-{low:06d}-{block:05d}" if low == high else f"part-{low:06d}-to-{high:06d}-{block:05d}"
+        return first.with_name(f"{name}.parquet")
+
+    def block(self, shard: int, block: int, suffix: str, plan_size: int = 0) -> Path:
+        """The tar or Parquet file that holds a block's images."""
+        above = self.blocks if plan_size <= FLAT_LIMIT else self.blocks / _group(shard)
+        return above / f"{shard:06d}-{block:05d}.{suffix}"
 
     def parts(self) -> list[Path]:
         """All committed parts, in the order of shard and block."""
-        if not self.rows.is_dir():
-            return []
-        with explained("cannot read", self.rows):
-            return sorted((path for path in self.rows.iterdir() if _PART.fullmatch(path.name)), key=self.place)
+        return sorted(self._numbered(self.rows, _PART), key=self.place)
+
+    def block_files(self) -> list[Path]:
+        """All tar and Parquet files of images, in the order of shard and block."""
+        return sorted(self._numbered(self.blocks, _BLOCK), key=self.place)
+
+    def _numbered(self, top: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
+        """Files of a folder and of its groups."""
+        try:
+            for entry in os.scandir(top):
+                if pattern.fullmatch(entry.name):
+                    yield top / entry.name
+                elif _GROUP.fullmatch(entry.name):
+                    group = top / entry.name
+                    yield from (group / name for name in os.listdir(group) if pattern.fullmatch(name))  # noqa: PTH208 - fewer calls
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise folder_error("cannot read", top, error) from error
+
+    def shard_parts(self, shard: int) -> list[Path]:
+        """The parts that may hold rows of a shard."""
+        found = [path for above in (self.rows, self.rows / _group(shard)) if above.is_dir() for path in above.iterdir()]
+        spans = ((path, self.span(path)) for path in found if _PART.fullmatch(path.name))
+        return sorted((path for path, (first, last) in spans if first <= shard <= last), key=self.place)
 
     @staticmethod
     def place(part: Path) -> tuple[int, int]:
-        """Shard and block of a part. Not the order of names: numbers may outgrow their padding."""
-        _, shard, block = part.stem.split("-")
-        return int(shard), int(block)
+        """Shard (of several: the first) and block of a part. Not the order of names: numbers may outgrow their padding."""
+        words = part.stem.removeprefix("part-").split("-")
+        return int(words[0]), int(words[-1])
+
+    @staticmethod
+    def span(part: Path) -> tuple[int, int]:
+        """The first and the last shard of a part."""
+        words = part.stem.removeprefix("part-").split("-")
+        return int(words[0]), int(words[2] if len(words) == 4 else words[0])
 
     def next_block(self, shard: int) -> int:
-        """The first number above all committed blocks of a shard: where a resumed shard goes on."""
-        return max((block for found, block in map(self.place, self.parts()) if found == shard), default=-1) + 1
+        """The first number above all committed blocks of a shard."""
+        return max((self.place(part)[1] for part in self.shard_parts(shard)), default=-1) + 1
 
     def create(self) -> None:
         """Make the folder, or take up the sweep that is there.
@@ -165,13 +209,29 @@ class SweepFolder:
 
     def remove_strays(self) -> int:
         """Remove the temporary files that dead processes of ours left, and return how many. Foreign files stay."""
-        folders = [self.path, self.rows, self.images, self.settled]
-        if self.images.is_dir():
-            folders += [entry for entry in self.images.iterdir() if entry.is_dir()]
-        strays = [path for folder in folders if folder.is_dir() for path in folder.glob(f"{TEMPORARY}*") if is_stray(path.name)]
+        tops = (self.rows, self.images, self.blocks, self.settled)
+        walks = (walk for top in tops for walk in os.walk(top))  # a million names: Path.rglob is ten times as slow
+        found = [Path(above, name) for above, _, names in walks for name in names if name.startswith(TEMPORARY)]
+        strays = [path for path in [*self.path.glob(f"{TEMPORARY}*"), *found] if is_stray(path.name)]
         for path in strays:
             path.unlink(missing_ok=True)
         return len(strays)
+
+    def set_aside(self, files: Sequence[Path]) -> list[Path]:
+        """Move damaged files into `damaged/`, where a user can look at them, and return where they are now."""
+        moved: list[Path] = []
+        for file in files:
+            with explained("cannot move", file):
+                self.damaged.mkdir(exist_ok=True)
+                target = self.damaged / file.name
+                number = 1
+                while target.exists():
+                    target = self.damaged / f"{file.stem}-{number}{file.suffix}"
+                    number += 1
+                moved.append(file.rename(target))
+        if files:
+            sync_folders([self.damaged, self.path, *(file.parent for file in files)])
+        return moved
 
     def _refuse_foreign(self) -> None:
         if self.is_sweep:
@@ -186,3 +246,7 @@ class SweepFolder:
             names = ", ".join(str(entry.relative_to(self.path)) for entry in foreign[:3])
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise FolderError(f"out={self.path}: holds files that are not a sweep's ({names}{more}). Choose another or an empty folder.")
+
+
+def _group(shard: int) -> str:
+    return f"{shard // GROUP_SHARDS:04d}"

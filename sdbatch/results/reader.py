@@ -4,77 +4,160 @@ A part that cannot be read is reported by name and hides no other. Two rows of o
 crash came between replacing parts) count once: a success before a fault, then the one made later.
 """
 
-# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
-# pyarrow ships no types, and fills pyarrow.compute when it is imported.
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sdbatch.errors import FolderError
-from sdbatch.results.arrow import empty_table, integers, iter_texts, numpy_of, strings
-from sdbatch.results.commit import read_part
+from sdbatch.results.arrow import empty_table, integers
+from sdbatch.results.commit import check_keys, read_part
 from sdbatch.results.folder import SweepFolder
+from sdbatch.results.ids import IdArray, Ids, Mask, order_of, texts_of
+from sdbatch.results.keys import Keys, Made, read_keys
+from sdbatch.results.presence import find_lost
 from sdbatch.results.schema import OK, SCHEMA, STATUSES
 
 _log = logging.getLogger(__name__)
-_KEYS = ("image_id", "status", "made_at", "image", "image_bytes")
+_OK = STATUSES.index(OK)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Index:
+    """The keys of all rows that count, without the rows."""
+
+    parts: list[Path]
+    part: npt.NDArray[np.int32]
+    """Of each row: the number of its part; rising."""
+    slot: npt.NDArray[np.int32]
+    """Of each row: its place in that part."""
+    ids: IdArray
+    status: npt.NDArray[np.uint8]
+    """Index into STATUSES."""
+    made_us: npt.NDArray[np.int64]
+    """When it was made, in microseconds since 1970 by the clock of its machine."""
+    unreadable: dict[Path, str]
+    """Parts that cannot be read, with the reason."""
+    workers: dict[str, Made]
+    """By worker; rows that do not count are counted here."""
+    recipes: dict[str, Made]
+    """By recipe id; as `workers`."""
+    repeated: int
+    """Rows that do not count, since another of the same image does."""
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @cached_property
+    def done(self) -> Ids:
+        """Ids of successes."""
+        return Ids(self.ids[self.status == _OK])
+
+    @cached_property
+    def faulty(self) -> Ids:
+        """Ids that were tried and are no success: failed, not finite, or one colour."""
+        return Ids(self.ids[self.status != _OK])
+
+    def counts(self, which: Mask | None = None) -> dict[str, int]:
+        """Images by status; of some only, where a mask is given."""
+        found = np.bincount(self.status if which is None else self.status[which], minlength=len(STATUSES)).tolist()
+        return dict(zip(STATUSES, found, strict=True))
+
+
+@dataclass(frozen=True)
 class Committed:
     """The state of a sweep, by id: what its rows say and whether the images are there."""
 
-    statuses: dict[str, str]
-    """Status of every image whose row stands: `ok` (and its file is there with the right size), `failed`, `nan`, `flat`."""
-    lost: dict[str, str]
-    """Ids whose row speaks of a file that is gone or has another size, with its path in the folder."""
-    unreadable: dict[Path, str]
-    """Parts that cannot be read, with the reason."""
+    index: Index
+    gone: Mask
+    """Of each row: whether it speaks of a file that is gone or has another size."""
+    paths: dict[int, str]
+    """Row -> the path of that file."""
 
-    @property
-    def done(self) -> set[str]:
+    @cached_property
+    def done(self) -> Ids:
         """Ids that need nothing more: successes whose file is there."""
-        return {image_id for image_id, status in self.statuses.items() if status == OK}
+        return Ids(self.index.ids[~self.gone & (self.index.status == _OK)])
+
+    @cached_property
+    def faulty(self) -> Ids:
+        """Ids that were tried and are no success: failed, not finite, or one colour."""
+        return Ids(self.index.ids[~self.gone & (self.index.status != _OK)])
 
     @property
-    def faulty(self) -> set[str]:
-        """Ids that were tried and are no success: failed, not finite, or one colour."""
-        return {image_id for image_id, status in self.statuses.items() if status != OK}
+    def lost(self) -> dict[str, str]:
+        """Ids whose row speaks of a file that is gone or has another size, with its path in the folder."""
+        numbers = list(self.paths)
+        return dict(zip(texts_of(self.index.ids[numbers]), self.paths.values(), strict=True)) if numbers else {}
 
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """Which rows of which part count."""
-
-    parts: list[Path]
-    keys: pa.Table
-    """The key columns of the rows that count, with `part` (index into parts) and `slot` (row in that part)."""
-    unreadable: dict[Path, str]
+    @property
+    def unreadable(self) -> dict[Path, str]:
+        """Parts that cannot be read, with the reason."""
+        return self.index.unreadable
 
 
 def committed(folder: SweepFolder) -> Committed:
-    """What is done, what was tried in vain and what got lost. Reads five columns and looks at every file's size."""
-    index = _index(folder)
-    words: dict[str, str] = {status: status for status in STATUSES}  # one string object per status, not one per row
-    statuses: dict[str, str] = {}
-    lost: dict[str, str] = {}
-    image_ids, states, images = (iter_texts(index.keys[name]) for name in ("image_id", "status", "image"))
-    sizes: list[int] = numpy_of(index.keys["image_bytes"]).tolist()
-    for image_id, status, image, size in zip(image_ids, states, images, sizes, strict=True):
-        if image and _size(folder, image) != size:
-            lost[image_id] = image
-        else:
-            statuses[image_id] = words.get(status, status)
-    return Committed(statuses, lost, index.unreadable)
+    """What is done, what was tried in vain and what got lost. Checks every part and looks at every file's size."""
+    places: list[Keys] = []
+    index = read_index(folder, check_keys, places.append)
+    paths = find_lost(folder, places, index.part, index.slot)
+    gone = np.zeros(len(index), dtype=bool)
+    gone[list(paths)] = True
+    return Committed(index, gone, paths)
+
+
+def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, keep: Callable[[Keys], None] | None = None) -> Index:
+    """The keys of a sweep, each image once. `read_keys` reads the end of each part, `check_keys` checks all of it.
+
+    `keep` is given the keys of each part in the order of `Index.parts`.
+    """
+    parts: list[Path] = []
+    found: list[Keys] = []
+    unreadable: dict[Path, str] = {}
+    workers: dict[str, Made] = {}
+    recipes: dict[str, Made] = {}
+    for part in folder.parts():
+        try:
+            keys = read(part)
+        except FileNotFoundError:
+            continue  # replaced by a merged part since the folder was listed
+        except (pa.ArrowException, OSError, ValueError) as error:
+            unreadable[part] = _reason(error)
+            continue
+        parts.append(part)
+        found.append(keys)
+        if keep is not None:
+            keep(keys)
+        for totals, own in ((workers, keys.workers), (recipes, keys.recipes)):
+            for name, made in own.items():
+                totals.setdefault(name, Made()).add(made)
+    lengths = np.array([len(keys) for keys in found], dtype=np.int64)
+    total = int(lengths.sum())
+    part_of = np.repeat(np.arange(len(found), dtype=np.int32), lengths)
+    slot_of = (np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)).astype(np.int32)
+    ids = np.empty((total, 2), np.uint64)
+    status = np.empty(total, np.uint8)
+    made_us = np.empty(total, np.int64)
+    start = 0
+    for keys in found:
+        stop = start + len(keys)
+        ids[start:stop], status[start:stop], made_us[start:stop] = keys.ids, keys.rows["status"], keys.rows["made_us"]
+        start = stop
+    counts = _each_once(ids, status, made_us)
+    if counts is not None:
+        part_of, slot_of, ids, status, made_us = part_of[counts], slot_of[counts], ids[counts], status[counts], made_us[counts]
+    return Index(parts, part_of, slot_of, ids, status, made_us, unreadable, workers, recipes, total - len(ids))
 
 
 def load_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> pa.Table:
@@ -89,14 +172,12 @@ def load_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> pa.T
 def iter_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Rows part by part, each image once; memory holds one part at a time and the ids of all."""
     schema = _schema(columns)
-    index = _index(folder)
+    index = read_index(folder)
     for part, reason in index.unreadable.items():
         _warn(part, reason)
-    owners, slots = numpy_of(index.keys["part"]), numpy_of(index.keys["slot"])
-    order = np.lexsort((slots, owners))
-    owners, slots = owners[order], slots[order]
+    bounds = np.searchsorted(index.part, np.arange(len(index.parts) + 1))
     for number, part in enumerate(index.parts):
-        first, last = np.searchsorted(owners, [number, number + 1])
+        first, last = bounds[number], bounds[number + 1]
         if first == last:
             continue
         try:
@@ -104,7 +185,20 @@ def iter_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> Iter
         except (pa.ArrowException, OSError) as error:
             _warn(part, str(error))
             continue
-        yield table.take(integers(slots[first:last]))
+        # All of them, mostly.
+        yield table if last - first == len(table) else table.take(integers(index.slot[first:last].astype(np.int64)))
+
+
+def iter_faulty(folder: SweepFolder, index: Index, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of an index that are no success, part by part; parts without one are not read."""
+    schema = _schema(columns)
+    wanted = np.flatnonzero(index.status != _OK)
+    for number in np.unique(index.part[wanted]).tolist():
+        slots = index.slot[wanted[index.part[wanted] == number]]
+        try:
+            yield _read(index.parts[number], schema).take(integers(slots.astype(np.int64)))
+        except (pa.ArrowException, OSError) as error:
+            _warn(index.parts[number], str(error))
 
 
 def damage_of(part: Path) -> str | None:
@@ -123,39 +217,19 @@ def _schema(columns: Sequence[str] | None) -> pa.Schema:
     return pa.schema([SCHEMA.field(name) for name in names], metadata=SCHEMA.metadata)
 
 
-def _index(folder: SweepFolder) -> _Index:
-    schema = _schema(_KEYS)
-    parts = folder.parts()
-    tables: list[pa.Table] = [_placed(empty_table(schema), 0)]
-    unreadable: dict[Path, str] = {}
-    for number, part in enumerate(parts):
-        try:
-            tables.append(_placed(_read(part, schema), number))
-        except FileNotFoundError:
-            continue  # replaced by a merged part since the folder was listed
-        except (pa.ArrowException, OSError) as error:
-            unreadable[part] = _reason(error)
-    return _Index(parts, _each_once(pa.concat_tables(tables).combine_chunks()), unreadable)
-
-
-def _placed(table: pa.Table, number: int) -> pa.Table:
-    """A table of keys with its part's number and each row's place in it."""
-    count = table.num_rows
-    with_part = table.append_column("part", integers(np.full(count, number, np.int64)))
-    return with_part.append_column("slot", integers(np.arange(count, dtype=np.int64)))
-
-
-def _each_once(keys: pa.Table) -> pa.Table:
-    """The row that counts of each image."""
-    if pc.count_distinct(keys["image_id"]).as_py() == keys.num_rows:
-        return keys
-    ranked = keys.append_column("fault", pc.invert(pc.is_in(keys["status"], value_set=strings([OK]))))
-    order = [("image_id", "ascending"), ("fault", "ascending"), ("made_at", "descending"), ("part", "descending")]
-    ranked = ranked.sort_by(order).combine_chunks()
-    ids = ranked["image_id"]
-    changes = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
-    first = pa.chunked_array([pc.is_null(pa.nulls(1)), *changes.chunks])
-    return ranked.filter(first).drop_columns(["fault"])
+def _each_once(ids: IdArray, status: npt.NDArray[np.uint8], made_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """The row that counts of each image, in the order of the rows; None when all do."""
+    half = np.sort(ids[:, 0])
+    if not len(half) or not bool((half[1:] == half[:-1]).any()):
+        return None
+    by_id = order_of(ids)
+    same = (ids[by_id][1:] == ids[by_id][:-1]).all(axis=1)
+    if not bool(same.any()):
+        return None
+    later = np.arange(len(ids))
+    ranked = np.lexsort((-later, -made_us, status != _OK, ids[:, 1], ids[:, 0]))
+    first = np.concatenate([[True], (ids[ranked][1:] != ids[ranked][:-1]).any(axis=1)])
+    return cast(npt.NDArray[np.int64], np.sort(ranked[first]))
 
 
 def _read(part: Path, schema: pa.Schema) -> pa.Table:
@@ -167,13 +241,6 @@ def _read(part: Path, schema: pa.Schema) -> pa.Table:
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type) for field in schema
     ]
     return pa.table(columns, schema=schema)
-
-
-def _size(folder: SweepFolder, image: str) -> int | None:
-    try:
-        return os.stat(f"{folder.path}/{image}").st_size  # noqa: PTH116 - a million times, Path is three times as slow
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _reason(error: Exception) -> str:

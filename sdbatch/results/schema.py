@@ -85,7 +85,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("embeddings", _EMBEDDINGS, "the textual-inversion embeddings at hand"),
     ("hypernetworks", _HYPERNETWORKS, "the hypernetworks in their order; 1 is as trained"),
     ("controlnets", _CONTROLNETS, "the ControlNets with their inputs; image is a file name; start and end as shares of the steps"),
-    ("image", _TEXT, "path of the PNG relative to the sweep folder, with /; a block of images counts as a folder; null when none was saved"),
+    ("image", _TEXT, "path of the PNG relative to the sweep folder, with /, a block of images as a folder; null when none was saved"),
     ("image_offset", pa.int64(), "where the PNG begins in its tar block; null: the image is a file, or in a Parquet block"),
     ("image_bytes", pa.int64(), "size of the PNG file in bytes"),
     ("image_sha256", _TEXT, "SHA-256 of the PNG file"),

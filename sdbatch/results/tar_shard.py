@@ -12,8 +12,9 @@ from typing import IO, Any
 from sdbatch.results.row import Row
 
 
-def write_tar_shard(handle: IO[bytes], samples: Iterator[tuple[Row, bytes]]) -> None:
-    """Write samples as one tar; equal samples give equal bytes."""
+def write_tar_shard(handle: IO[bytes], samples: Iterator[tuple[Row, bytes]]) -> list[int]:
+    """Write samples as one tar, and return at which byte each image begins; equal samples give equal bytes."""
+    offsets: list[int] = []
     with tarfile.open(fileobj=handle, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for row, data in samples:
             facts = json.dumps(row, ensure_ascii=False, default=_plain)
@@ -22,6 +23,9 @@ def write_tar_shard(handle: IO[bytes], samples: Iterator[tuple[Row, bytes]]) -> 
                 member = tarfile.TarInfo(f"{row['image_id']}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+                if suffix == "png":
+                    offsets.append(tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+    return offsets
 
 
 def _plain(value: Any) -> str:

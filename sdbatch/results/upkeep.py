@@ -5,24 +5,26 @@ the two leaves rows twice, which readers count once; doing it again ends the wor
 folder's lock may do this, and only on shards nobody is writing.
 """
 
-# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
-# pyarrow ships no types, and fills pyarrow.compute when it is imported.
+# pyright: reportUnknownParameterType=false
+# pyarrow ships no types.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from sdbatch.errors import FolderError
-from sdbatch.results.arrow import strings
+from sdbatch.results.arrow import integers
+from sdbatch.results.block import container_of, size_if_whole
 from sdbatch.results.commit import part_bytes, read_part
 from sdbatch.results.disk import explained, publish, sync_folders, write_temporary
-from sdbatch.results.folder import SweepFolder
+from sdbatch.results.folder import LATER, SweepFolder
+from sdbatch.results.ids import Ids, ids_of_text
+from sdbatch.results.keys import read_keys
 from sdbatch.results.reader import Committed, committed
+from sdbatch.results.schema import OK, STATUSES
 
 MERGED_ROWS = 20_000
 """Most rows of a merged part: a few dozen megabytes in memory."""
@@ -36,11 +38,14 @@ def recover(folder: SweepFolder, retry_faulty: bool = False) -> Committed:
     """
     folder.remove_strays()
     found = committed(folder)
-    set_aside(folder, list(found.unreadable))
-    again = set(found.lost) | (found.faulty if retry_faulty else set[str]())
-    drop_rows(folder, again)
-    statuses = {image_id: status for image_id, status in found.statuses.items() if image_id not in again}
-    return Committed(statuses, found.lost, found.unreadable)
+    blocks = {place[0] for path in found.paths.values() if (place := container_of(path))}
+    broken = [folder.path / block for block in sorted(blocks)]
+    folder.set_aside([*found.unreadable, *(block for block in broken if block.exists() and not size_if_whole(block))])
+    again = found.gone | (found.index.status != STATUSES.index(OK) if retry_faulty else False)
+    if not again.any():
+        return found
+    drop_rows(folder, Ids(found.index.ids[again]))
+    return committed(folder)
 
 
 def drop_rows(folder: SweepFolder, image_ids: Collection[str]) -> int:
@@ -50,39 +55,53 @@ def drop_rows(folder: SweepFolder, image_ids: Collection[str]) -> int:
     """
     if not image_ids:
         return 0
-    wanted = strings(image_ids)
+    wanted = image_ids if isinstance(image_ids, Ids) else Ids(ids_of_text("".join(image_ids).encode()))
     dropped = 0
-    free = _free_blocks(folder)
     for part in folder.parts():
-        ids = _read(part, ["image_id"])
-        if ids is None:
+        try:
+            hit = wanted.contains(read_keys(part).ids)
+        except (pa.ArrowException, OSError):
             continue
-        hit = pc.is_in(ids["image_id"], value_set=wanted)
-        if not (count := pc.sum(hit).as_py()):
+        if not (count := int(hit.sum())):
             continue
         table = _read(part)
         if table is None:
-            set_aside(folder, [part])  # damaged in another column: none of its rows can be kept
+            folder.set_aside([part])  # damaged elsewhere: none of its rows can be kept
             dropped += len(hit)
         else:
-            _supersede(folder, [part], table.filter(pc.invert(hit)), free)
+            kept = integers(np.flatnonzero(~hit))
+            _supersede(folder, [part], table.take(kept))
             dropped += count
     return dropped
 
 
-def merge_parts(folder: SweepFolder, shard: int | None = None) -> int:
-    """Merge the small parts of one shard, or of each, into large ones of that shard; returns how many parts went.
+def merge_parts(folder: SweepFolder, shards: Container[int] | None = None) -> int:
+    """Merge small neighbouring parts, of these shards or of all, into large ones; returns how many parts went.
 
-    A part is a block of some images: a long sweep leaves ten thousands, and each costs a millisecond to open.
+    A part is a block of some images: a long sweep leaves ten thousands, and each costs a millisecond to open. Parts in
+    different folders stay apart, and so does a shard that is not wanted from its neighbours.
     """
     gone = 0
-    free = _free_blocks(folder)
-    for number, parts in itertools.groupby(folder.parts(), key=lambda part: folder.place(part)[0]):
-        if shard in (None, number):
-            for run, table in _mergeable(parts):
-                _supersede(folder, run, table, free)
-                gone += len(run)
+    for run in _runs(folder, shards):
+        for parts, table in _mergeable(run):
+            _supersede(folder, parts, table)
+            gone += len(parts)
     return gone
+
+
+def _runs(folder: SweepFolder, shards: Container[int] | None) -> Iterator[list[Path]]:
+    """Neighbouring parts that may become one."""
+    run: list[Path] = []
+    for part in folder.parts():
+        first, last = folder.span(part)
+        is_wanted = shards is None or all(shard in shards for shard in range(first, last + 1))
+        if run and (not is_wanted or part.parent != run[-1].parent):
+            yield run
+            run = []
+        if is_wanted:
+            run.append(part)
+    if run:
+        yield run
 
 
 def _mergeable(parts: Iterable[Path]) -> Iterator[tuple[list[Path], pa.Table]]:
@@ -103,51 +122,26 @@ def _mergeable(parts: Iterable[Path]) -> Iterator[tuple[list[Path], pa.Table]]:
         yield run, pa.concat_tables(tables)
 
 
-def set_aside(folder: SweepFolder, files: Sequence[Path]) -> list[Path]:
-    """Move damaged files into `damaged/`, where a user can look at them, and return where they are now."""
-    if not files:
-        return []
-    aside = folder.damaged
-    moved: list[Path] = []
-    for file in files:
-        with explained("cannot move", file):
-            aside.mkdir(exist_ok=True)
-            target = aside / file.name
-            number = 1
-            while target.exists():
-                target = aside / f"{file.stem}-{number}{file.suffix}"
-                number += 1
-            moved.append(file.rename(target))
-    sync_folders([aside, folder.path, *(file.parent for file in files)])
-    return moved
-
-
-def _supersede(folder: SweepFolder, old: Sequence[Path], table: pa.Table, free: dict[int, int]) -> None:
-    """Put one part in the place of some others; none at all when the table is empty. Counts `free` up."""
+def _supersede(folder: SweepFolder, old: Sequence[Path], table: pa.Table) -> None:
+    """Put one part in the place of some neighbours; none at all when the table is empty."""
     if table.num_rows:
-        shard, _ = folder.place(old[0])
-        final = folder.part(shard, free[shard])
-        if not publish(write_temporary(final, part_bytes(table)), final):
-            raise FolderError(f"{final}: another process writes to this sweep. Stop it, then run the same command again.")
-        free[shard] += 1
-        sync_folders([folder.rows])
+        # Above all blocks of the plan: a worker never finds its own place taken by something else.
+        taken = max(folder.place(part)[1] for part in old)
+        final = folder.merged_part(old[0], old[-1], max(LATER, taken) + 1)
+        data = part_bytes(table)
+        while not publish(write_temporary(final, data), final):
+            taken = folder.place(final)[1]  # left by a crash, or of another of these shards
+            final = folder.merged_part(old[0], old[-1], taken + 1)
+        sync_folders([final.parent])
     for part in old:
         with explained("cannot remove", part):
             part.unlink(missing_ok=True)
-    sync_folders([folder.rows])
+    sync_folders({part.parent for part in old})
 
 
-def _free_blocks(folder: SweepFolder) -> dict[int, int]:
-    """The first free block of every shard, from one look at the folder."""
-    free: dict[int, int] = {}
-    for shard, block in map(folder.place, folder.parts()):
-        free[shard] = max(free.get(shard, 0), block + 1)
-    return free
-
-
-def _read(part: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
+def _read(part: Path) -> pa.Table | None:
     """The rows of a part; None when it is damaged, so that nothing is merged or thrown away unread."""
     try:
-        return read_part(part, columns)
+        return read_part(part)
     except (pa.ArrowException, OSError):
         return None

@@ -15,7 +15,7 @@ from PIL import Image
 from sdbatch.results.disk import TEMPORARY
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import damage_of, iter_rows
-from sdbatch.results.upkeep import drop_rows, set_aside
+from sdbatch.results.upkeep import drop_rows
 
 _COLUMNS = ("image_id", "image", "image_bytes", "image_sha256", "width", "height")
 
@@ -83,7 +83,7 @@ def repair(folder: SweepFolder, report: Report) -> int:
     but their number is not known here.
     """
     files = [folder.file(path) for path, _ in report.corrupt.values()]
-    set_aside(folder, [file for file in [*files, *report.unreadable] if file.exists()])
+    folder.set_aside([file for file in [*files, *report.unreadable] if file.exists()])
     return drop_rows(folder, set(report.missing) | set(report.corrupt))
 
 

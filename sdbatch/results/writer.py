@@ -1,4 +1,4 @@
-"""Encoding and committing on a thread of its own, so that they overlap the next batch."""
+"""Encoding and committing on a thread of its own, so that they overlap the denoising of the next batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any
 
 from sdbatch.cell import Cell, Picture
-from sdbatch.results.commit import commit_block
+from sdbatch.results.block import PACKINGS
+from sdbatch.results.commit import commit_block, commit_packed, write_images
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.png import png_of
 from sdbatch.results.row import ImageFile, Origin, Row, failed_row, row_of
-from sdbatch.results.schema import NAN
+from sdbatch.results.schema import NAN, OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,35 @@ Outcome = Picture | Failure
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    shard: int
+class Output:
+    """How a sweep's images are written."""
+
+    plan_size: int
+    """Cells of the plan."""
+    format: str = "files"
+    """`files`, or one of `sdbatch.results.block.PACKINGS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    place: tuple[int, int]
+    """Shard and block."""
     outcomes: tuple[Outcome, ...]
     attempts: int
+    is_last: bool
+
+
+@dataclass(slots=True)
+class _Open:
+    """A block of which some batches are encoded and none is committed."""
+
+    rows: list[Row] = field(default_factory=list[Row])
+    images: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    """PNGs by their path in the folder."""
 
 
 class BlockWriter:
-    """Commits blocks in the order they are put, one at a time, behind the caller's back.
+    """Encodes batches as they are put and commits them a block at a time, behind the caller's back.
 
     An error stops all further commits and is raised by every later call, so none is lost. As a context manager it
     commits what is queued before it leaves, whatever made it leave.
@@ -50,30 +72,35 @@ class BlockWriter:
         self,
         folder: SweepFolder,
         origin: Origin,
-        plan_size: int,
+        output: Output,
         on_commit: Callable[[list[Row]], None] | None = None,
         depth: int = 2,
     ) -> None:
-        """`on_commit` gets the rows of each committed block, on the writer's thread; `depth` is how many blocks may wait."""
+        """`on_commit` gets the rows of each committed block, on the writer's thread; `depth` is how many batches may wait."""
         self._folder = folder
         self._origin = origin
-        self._plan_size = plan_size
+        self._output = output
         self._on_commit = on_commit
-        self._next: dict[int, int] = {}
+        self._open: dict[tuple[int, int], _Open] = {}
         self._error: BaseException | None = None
-        self._queue: queue.Queue[_Block | None] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[_Batch | threading.Event | None] = queue.Queue(maxsize=depth)
         # A daemon: a main thread that dies without closing must not hang the process.
         self._thread = threading.Thread(target=self._run, name="sdbatch-writer", daemon=True)
         self._thread.start()
 
-    def put(self, shard: int, outcomes: Sequence[Outcome], attempts: int = 1) -> None:
-        """Commit these outcomes as one block; returns at once unless `depth` blocks are waiting."""
+    def put(self, place: tuple[int, int], outcomes: Sequence[Outcome], attempts: int = 1, is_last: bool = True) -> None:
+        """Add these outcomes to the block `place` (shard, block), and commit it with its last batch.
+
+        Returns at once unless `depth` batches are waiting.
+        """
         self._raise()
-        self._queue.put(_Block(shard, tuple(outcomes), attempts))
+        self._queue.put(_Batch(place, tuple(outcomes), attempts, is_last))
 
     def flush(self) -> None:
-        """Wait until all that was put is committed."""
-        self._queue.join()
+        """Commit all that was put, also blocks that are not complete, and wait for it."""
+        done = threading.Event()
+        self._queue.put(done)
+        done.wait()
         self._raise()
 
     def close(self) -> None:
@@ -95,24 +122,44 @@ class BlockWriter:
             error.add_note(f"The writer also failed: {own}")
 
     def _run(self) -> None:
-        while (block := self._queue.get()) is not None:
+        while True:
+            batch = self._queue.get()
             try:
                 # After an error the queue is only emptied: a later block must not look as if all went well.
                 if self._error is None:
-                    self._commit(block)
+                    self._take(batch)
             except BaseException as error:
                 self._error = error
-            finally:
-                self._queue.task_done()
-        self._queue.task_done()
+            if isinstance(batch, threading.Event):
+                batch.set()
+            if batch is None:
+                return
 
-    def _commit(self, block: _Block) -> None:
-        rows, images = record(self._folder, self._origin, block.outcomes, self._plan_size, block.attempts)
-        number = self._next.get(block.shard)
-        if number is None:
-            number = self._folder.next_block(block.shard)
-        commit_block(self._folder, (block.shard, number), rows, images)
-        self._next[block.shard] = number + 1
+    def _take(self, batch: _Batch | threading.Event | None) -> None:
+        if not isinstance(batch, _Batch):
+            for place in list(self._open):
+                self._commit(place)
+            return
+        rows, images = record(self._folder, self._origin, batch.outcomes, self._output.plan_size, batch.attempts, batch.place[0])
+        block = self._open.setdefault(batch.place, _Open())
+        block.rows += rows
+        block.images |= images
+        if batch.is_last:
+            self._commit(batch.place)
+
+    def _commit(self, place: tuple[int, int]) -> None:
+        block = self._open.pop(place)
+        if not block.rows:
+            return
+        rows = block.rows
+        packing = PACKINGS.get(self._output.format)
+        if packing is None:
+            commit_block(self._folder, place, rows, block.images, self._output.plan_size)
+        else:
+            # A block is a dataset: what is no success stays a file, for people to look at.
+            good = {row["image_id"]: block.images.pop(row["image"]) for row in rows if row["status"] == OK}
+            write_images(self._folder, block.images)
+            rows = commit_packed(self._folder, place, rows, good, packing, self._output.plan_size)
         if self._on_commit:
             self._on_commit(rows)
 
@@ -122,7 +169,7 @@ class BlockWriter:
 
 
 def record(
-    folder: SweepFolder, origin: Origin, outcomes: Sequence[Outcome], plan_size: int, attempts: int = 1
+    folder: SweepFolder, origin: Origin, outcomes: Sequence[Outcome], plan_size: int, attempts: int = 1, shard: int = 0
 ) -> tuple[list[Row], dict[str, bytes]]:
     """The rows of some outcomes and the PNGs to save with them, by their path in the folder."""
     rows: list[Row] = []
@@ -135,7 +182,7 @@ def record(
         # A flat image is kept, since a user may have asked for one; pixels that are not numbers say nothing.
         if outcome.fault != NAN:
             data = png_of(outcome.cell, outcome.pixels, outcome.facts.get("autov3"))
-            image = ImageFile(folder.image_path(outcome.cell.image_id, plan_size), len(data), hashlib.sha256(data).hexdigest())
+            image = ImageFile(folder.image_path(outcome.cell.image_id, plan_size, shard), len(data), hashlib.sha256(data).hexdigest())
             images[image.path] = data
         rows.append(row_of(outcome, image, origin, attempts))
     return rows, images

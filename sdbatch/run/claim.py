@@ -201,10 +201,7 @@ class Claims:
         held: set[int] = set()
         done: set[int] = set()
         with explained("cannot read", self.folder):
-            try:
-                names = os.listdir(self.folder / f"{group:04d}")  # noqa: PTH208 - names are all that is needed
-            except FileNotFoundError:
-                names = []
+            names = _names(self.folder / f"{group:04d}")
         for name in names:
             stem, dot, _ = name.partition(".")
             if stem.isdigit():
@@ -242,9 +239,16 @@ class Claims:
 
 def iter_owners(folder: Path) -> Iterator[tuple[int, Owner]]:
     """Every claim that is held, with its owner."""
-    for path in sorted(folder.glob("*/*")):
-        if path.name.isdigit():
-            yield int(path.name), _owner(path)
+    for group in sorted(name for name in _names(folder) if name.isdigit()):
+        for name in sorted(name for name in _names(folder / group) if name.isdigit()):
+            yield int(name), _owner(folder / group / name)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names are all that is needed
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def drop_dead(folder: Path) -> list[int]:

@@ -10,7 +10,7 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.device import find_places
 from sdbatch.run.settings import Settings
-from sdbatch.run.worker import batch_size_name, blocks
+from sdbatch.run.worker import batch_size_name, batches
 
 
 def make_again(image: Path, cell: Cell, device: str | None) -> Picture:
@@ -32,7 +32,7 @@ def _batch_of(image: Path, cell: Cell) -> tuple[list[Cell], Settings]:
     batch_size = settings.batch_size or folder.read_settled(batch_size_name(cell)) or 1
     for ids, shards in plan.iter_ids():
         if cell.image_id in ids and (shard := shards[ids.index(cell.image_id)]) >= 0:
-            for block in blocks(plan.shard(shard), batch_size):
+            for block in batches(plan.shard(shard), batch_size):
                 if any(mate.image_id == cell.image_id for mate in block):
                     return [cell if mate.image_id == cell.image_id else mate for mate in block], settings
     return [cell], settings

@@ -20,7 +20,8 @@ class Settings:
     threads: int | None = None
     """CPU threads of one worker."""
     on_oom: str = "halve"
-    export: str = "files"
+    format: str = "files"
+    """`files`, or how images are packed in blocks: `webdataset`, `parquet`."""
     grid: bool = True
     grid_limit: int = 400
     tracking: str = "mlflow"
@@ -49,7 +50,7 @@ def read_settings(config: Tree, name: str, launcher: Mapping[str, Any]) -> Setti
         device=get(config, "memory.device", "auto"),
         threads=get(config, "memory.threads"),
         on_oom=get(config, "memory.on_oom", "halve"),
-        export=get(config, "output.format", "files"),
+        format=get(config, "output.format", "files"),
         grid=get(config, "output.grid", True),
         grid_limit=get(config, "output.grid_limit", 400),
         tracking=get(config, "tracking.backend", "mlflow"),

@@ -9,21 +9,26 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
 
 from sdbatch.cell import Cell
 from sdbatch.errors import CellError, FolderError, SdbatchError
 from sdbatch.pipeline.build import build_engine
 from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch, batch_key
+from sdbatch.plan.plan import HUGE_PLAN
 from sdbatch.plan.store import PlanFile
-from sdbatch.results.commit import read_part
-from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import damage_of
+from sdbatch.results.commit import check_keys
+from sdbatch.results.folder import FLAT_LIMIT, SweepFolder
+from sdbatch.results.ids import texts_of
+from sdbatch.results.presence import find_lost
 from sdbatch.results.row import Origin, Row
-from sdbatch.results.schema import OK
-from sdbatch.results.writer import BlockWriter, Failure, Outcome
+from sdbatch.results.schema import OK, STATUSES
+from sdbatch.results.writer import BlockWriter, Failure, Outcome, Output
 from sdbatch.run.claim import Claims
 from sdbatch.run.crash import Crashes
 from sdbatch.run.message import Committed, Idle, Loading, Refused, Reporter, Started, Step
@@ -79,7 +84,7 @@ class Worker:
         """Work until nothing is left or a stop is asked for. Returns the exit code."""
         origin = Origin(self.settings.name, self.place.name)
         try:
-            with BlockWriter(self.folder, origin, self.plan.cells, self._report) as writer:
+            with BlockWriter(self.folder, origin, Output(self.plan.cells, self.settings.format), self._report) as writer:
                 self._work(writer)
         except Stopped:
             return self.stop.exit_code
@@ -130,52 +135,54 @@ class Worker:
             engine = self._engine(cells[0])
         except SdbatchError as error:
             # These weights cannot be used: their cells fail with the reason, other recipes go on.
-            writer.put(shard, [Failure(cell, str(error)) for cell in cells if cell.image_id not in self.done])
+            writer.put((shard, 0), [Failure(cell, str(error)) for cell in cells if cell.image_id not in self.done])
             return
-        self._make_blocks(shard, list(blocks(cells, self._batch_size(engine, cells[0]))), engine, writer)
+        todo = cut_blocks(cells, self._batch_size(engine, cells[0]), block_cells(self.plan.cells, self.settings.format), self.done)
+        self._make_batches(shard, todo, engine, writer)
 
-    def _make_blocks(self, shard: int, todo: list[list[Cell]], engine: Engine, writer: BlockWriter) -> None:
-        """Denoise block after block; decoding and committing one overlaps denoising the next."""
+    def _make_batches(self, shard: int, todo: list[Batch], engine: Engine, writer: BlockWriter) -> None:
+        """Denoise batch after batch; decoding and committing one overlaps denoising the next."""
         crashes = self.crashes.read()
-        for block in todo:
-            if all(cell.image_id in self.done for cell in block):
-                continue
+        # Who dies is blamed for what is not committed: where that happened, every batch is committed at once.
+        is_hazardous = any(cell.image_id in crashes for batch in todo for cell in batch.cells)
+        for batch in todo:
             self.stop.check()
             if not self.claims.holds(shard):
                 # Another took this worker for dead; it makes the rest.
                 self.open.forget(shard)
                 return
-            worst = max(crashes.get(cell.image_id, 0) for cell in block)
+            place = (shard, batch.block)
+            worst = max(crashes.get(cell.image_id, 0) for cell in batch.cells)
             if worst >= ISOLATE_CRASHES:
                 self._settle(writer)
-                self._make_alone(shard, block, crashes, engine, writer)
+                self._make_alone(place, batch.cells, crashes, engine, writer)
                 continue
-            self.reporter.send(Started(shard, [cell.image_id for cell in block]))
-            started = self._start(engine, block)
+            self.reporter.send(Started(shard, [cell.image_id for cell in batch.cells]))
+            started = self._start(engine, batch.cells)
             self._settle(writer)
-            self.waiting = _Waiting(shard, started, worst + 1, self.done)
+            self.waiting = _Waiting(place, started, worst + 1, self.done, batch.is_last or is_hazardous)
 
-    def _make_alone(self, shard: int, block: list[Cell], crashes: dict[str, int], engine: Engine, writer: BlockWriter) -> None:
-        """The cells of a block that kills workers, one at a time, so that only the one to blame is failed."""
-        for cell in block:
+    def _make_alone(self, place: tuple[int, int], cells: list[Cell], crashes: dict[str, int], engine: Engine, writer: BlockWriter) -> None:
+        """The cells of a batch that kills workers, one at a time, so that only the one to blame is failed."""
+        for cell in cells:
             if cell.image_id in self.done:
                 continue
             attempts = crashes.get(cell.image_id, 0)
             if attempts >= POISON_CRASHES:
                 error = f"its worker died {attempts} times while making it, the last time alone in its batch"
-                writer.put(shard, [Failure(cell, error)], attempts)
+                writer.put(place, [Failure(cell, error)], attempts)
                 continue
-            self.reporter.send(Started(shard, [cell.image_id]))
-            self.waiting = _Waiting(shard, self._start(engine, [cell]), attempts + 1, self.done)
+            self.reporter.send(Started(place[0], [cell.image_id]))
+            self.waiting = _Waiting(place, self._start(engine, [cell]), attempts + 1, self.done, is_last=True)
             self._settle(writer)
             writer.flush()
 
     def _settle(self, writer: BlockWriter) -> None:
-        """Decode the waiting block and hand it to the writer."""
+        """Decode the waiting batch and hand it to the writer."""
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             outcomes = [outcome for outcome in waiting.outcomes() if outcome.cell.image_id not in waiting.done]
-            writer.put(waiting.shard, outcomes, waiting.attempts)
+            writer.put(waiting.place, outcomes, waiting.attempts, waiting.is_last)
 
     def _engine(self, cell: Cell) -> Engine:
         """The engine with the cell's recipe in memory. Raises SdbatchError."""
@@ -257,13 +264,16 @@ class OpenShards:
 
 @dataclass
 class _Waiting:
-    """A block whose denoising is done and whose decoding overlaps the next."""
+    """A batch whose denoising is done and whose decoding overlaps the next."""
 
-    shard: int
+    place: tuple[int, int]
+    """Shard and block."""
     started: list[tuple[list[Cell], PendingBatch | str]]
     attempts: int
     done: set[str]
     """Ids that were committed before: cells that are denoised again only to keep the batch whole."""
+    is_last: bool
+    """Whether its block is complete with it."""
 
     def outcomes(self) -> list[Outcome]:
         """Decode."""
@@ -282,13 +292,15 @@ class _Waiting:
 def shard_done(folder: SweepFolder, shard: int) -> set[str]:
     """Ids of the shard's cells that are committed and whose images are there."""
     done: set[str] = set()
-    for part in folder.rows.glob(f"part-{shard:06d}-*.parquet"):
-        if damage_of(part) is not None:
+    for part in folder.shard_parts(shard):
+        try:
+            keys = check_keys(part)
+        except (pa.ArrowException, OSError):
             continue
-        for row in read_part(part, ("image_id", "status", "image", "image_bytes")).to_pylist():
-            path = folder.path / (row["image"] or "")
-            if row["status"] == OK and path.is_file() and path.stat().st_size == row["image_bytes"]:
-                done.add(row["image_id"])
+        there = keys.rows["status"] == STATUSES.index(OK)
+        count = len(keys)
+        there[list(find_lost(folder, [keys], np.zeros(count, np.int32), np.arange(count, dtype=np.int32)))] = False
+        done.update(texts_of(keys.ids[there]))
     return done
 
 
@@ -297,7 +309,41 @@ def batch_size_name(cell: Cell) -> str:
     return f"batch_size_{cell.recipe.family}_{cell.width}x{cell.height}"
 
 
-def blocks(cells: Sequence[Cell], batch_size: int) -> Iterator[list[Cell]]:
+@dataclass(frozen=True)
+class Batch:
+    """Cells to denoise together, and the block they are committed with."""
+
+    cells: list[Cell]
+    block: int
+    is_last: bool
+    """Whether the block needs no further batch."""
+
+
+def block_cells(plan_size: int, output_format: str) -> int:
+    """How many cells are committed together at least. A function of the plan's size and the output alone.
+
+    Of a small sweep every batch is; of a large one as many as keep files and flushes few beside the images.
+    """
+    if plan_size <= FLAT_LIMIT and output_format == "files":
+        return 1
+    return 256 if plan_size > HUGE_PLAN else 64
+
+
+def cut_blocks(cells: Sequence[Cell], batch_size: int, least: int, done: Container[str]) -> list[Batch]:
+    """The batches of a shard that have something to make, with their blocks of `least` cells or a little more."""
+    numbered: list[tuple[int, list[Cell]]] = []
+    block = filled = 0
+    for batch in batches(cells, batch_size):
+        numbered.append((block, batch))
+        filled += len(batch)
+        if filled >= least:
+            block, filled = block + 1, 0
+    todo = [(block, batch) for block, batch in numbered if any(cell.image_id not in done for cell in batch)]
+    following = [block for block, _ in todo[1:]] + [-1]
+    return [Batch(batch, block, block != after) for (block, batch), after in zip(todo, following, strict=True)]
+
+
+def batches(cells: Sequence[Cell], batch_size: int) -> Iterator[list[Cell]]:
     """The batches of a shard: runs of cells that may share one, cut at the batch size.
 
     A function of the plan and the batch size alone, so that a resumed sweep denoises the same batches.

@@ -1,73 +1,99 @@
-"""`sdbatch status OUT`: how far a sweep is and what failed, read from its folder alone."""
+"""`sdbatch status OUT [--watch] [--json] [--full]`: how far a sweep is and what failed, read from its folder alone."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
-from sdbatch.errors import FolderError, harmless
+from sdbatch.errors import FolderError
 from sdbatch.verbs.words import read_words
 
+if TYPE_CHECKING:
+    from sdbatch.results.folder import SweepFolder
+    from sdbatch.run.progress import Progress
+
 SHOWN_FAILURES = 20
-SHOWN_CHARS = 200
-"""Of what tells a failed image from others, which may be a prompt of any length."""
+SHOWN_LINES = 12
+"""Of workers, and of recipes."""
+WATCH_S = 2.0
+WATCH_SHARE = 20
+"""A look takes at most one part in this many of the time: a large folder is read less often."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the state. Returns 0 when all is made, 1 when something failed or is left."""
-    words = read_words("status", arguments, ("OUT",), {"json": "false"})
-    from sdbatch.plan.store import PlanFile
+    words = read_words("status", arguments, ("OUT",), {"watch": "false", "json": "false", "full": "false"})
     from sdbatch.results.folder import SweepFolder
-    from sdbatch.results.reader import committed
+    from sdbatch.run.progress import measure
 
     folder = SweepFolder(words["OUT"])
     if not folder.plan.is_file():
         raise FolderError(f"{words['OUT']}: there is no sweep here (no plan.parquet). Sweeps are the folders in outputs/.")
-    plan = PlanFile(folder.plan)
-    state = committed(folder)
-    counts = {"ok": 0, "failed": 0, "nan": 0, "flat": 0, "left": 0}
-    faulty: list[str] = []
-    for ids, _ in plan.iter_ids():
-        for image_id in ids:
-            status = state.statuses.get(image_id, "left")
-            counts[status] = counts.get(status, 0) + 1
-            if status not in ("ok", "left"):
-                faulty.append(image_id)
-    facts = {"name": plan.name, "out": str(folder.path), "cells": plan.cells, **counts, "lost": len(state.lost)}
-    if words["json"] == "true":
-        sys.stdout.write(json.dumps(facts) + "\n")
+    while True:
+        started_s = time.monotonic()
+        progress = measure(folder, full=words["full"] == "true")
+        took_s = time.monotonic() - started_s
+        is_over = words["watch"] != "true" or not progress.left
+        _show(folder, progress, words["json"] == "true", clear=words["watch"] == "true" and sys.stdout.isatty())
+        if is_over:
+            return 0 if progress.counts["ok"] == progress.cells else 1
+        time.sleep(max(WATCH_S, WATCH_SHARE * took_s))
+
+
+def _show(folder: SweepFolder, progress: Progress, as_json: bool, clear: bool) -> None:
+    from sdbatch.run.engine_state import engine_states
+
+    engines = [str(state) for state in engine_states(folder)]
+    if as_json:
+        sys.stdout.write(json.dumps({"out": str(folder.path), **progress.facts(), "engines": engines}) + "\n")
     else:
-        sys.stdout.write("\n".join(_lines(facts, folder.path, _failures(folder, set(faulty)), state.unreadable)) + "\n")
-    return 0 if counts["ok"] == plan.cells else 1
+        lines = [*_head(folder, progress), *(f"  engine   {engine}" for engine in engines), *_faults(folder, progress)]
+        sys.stdout.write(("\x1b[2J\x1b[H" if clear else "") + "\n".join(lines) + "\n")
+    sys.stdout.flush()
 
 
-def _failures(folder: Any, faulty: set[str]) -> list[str]:
-    if not faulty:
-        return []
-    from sdbatch.results.reader import iter_rows
-    from sdbatch.results.row import axes_of
+def _head(folder: SweepFolder, progress: Progress) -> list[str]:
+    from sdbatch.run.display import duration
 
-    found: list[str] = []
-    for table in iter_rows(folder, ["image_id", "status", "error", "axes", "seed", "prompt"]):
-        for row in table.to_pylist():
-            if row["image_id"] in faulty:
-                axes = ", ".join(f"{key}={value}" for key, value in axes_of(row).items()) or f"seed={row['seed']}, {row['prompt'][:40]!r}"
-                found.append(harmless(f"  {row['status']:<6} {row['image_id']}  {axes[:SHOWN_CHARS]}: {row['error']}".replace("\n", " ")))
-    return found
+    counts = progress.counts
+    faults = counts["failed"] + counts["nan"] + counts["flat"]
+    lines = [f"{progress.name}: {counts['ok']} of {progress.cells} images made, {faults} failed, {progress.left} left ({folder.path})"]
+    if progress.images_per_s and progress.left:
+        left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
+        lines.append(f"  rate     {progress.images_per_s:.2f} images/s{left}; {len(progress.busy)} workers at work")
+    workers = [
+        f"  worker   {name}: {made.ok} images" + (f", {made.faulty} failed" if made.faulty else "") + _pace(made.seconds, made.ok)
+        for name, made in progress.workers.items()
+    ]
+    recipes = [f"  recipe   {name}: {ok} of {cells}" for name, (cells, ok) in progress.recipes.items()]
+    return lines + _shortened(workers, SHOWN_LINES) + _shortened(recipes, SHOWN_LINES)
 
 
-def _lines(facts: dict[str, Any], out: Path, failures: list[str], unreadable: dict[Path, str]) -> list[str]:
-    faults = facts["failed"] + facts["nan"] + facts["flat"]
-    lines = [f"{facts['name']}: {facts['ok']} of {facts['cells']} images made, {faults} failed, {facts['left']} left ({out})"]
-    lines += failures[:SHOWN_FAILURES]
-    if len(failures) > SHOWN_FAILURES:
-        lines.append(f"  ... and {len(failures) - SHOWN_FAILURES} more")
-    if facts["lost"]:
-        lines.append(f"  {facts['lost']} images have a row but their file is gone or cut; a resume makes them again")
-    lines += [f"  {part.name} cannot be read: {reason}" for part, reason in unreadable.items()]
-    if facts["ok"] < facts["cells"]:
-        lines.append(f"Go on: sdbatch resume {out}")
+def _pace(seconds: float, images: int) -> str:
+    return f", {seconds / images:.2f} s each" if images and seconds else ""
+
+
+def _shortened(lines: list[str], most: int) -> list[str]:
+    return lines if len(lines) <= most else [*lines[:most], f"  ... and {len(lines) - most} more"]
+
+
+def _faults(folder: SweepFolder, progress: Progress) -> list[str]:
+    from sdbatch.run.progress import iter_failures
+
+    counts = progress.counts
+    tried = counts["failed"] + counts["nan"] + counts["flat"]
+    lines = [f"  {line}" for line in islice(iter_failures(folder, progress.index), SHOWN_FAILURES)] if tried else []
+    if tried > SHOWN_FAILURES:
+        lines.append(f"  ... and {tried - SHOWN_FAILURES} more")
+    if counts["lost"]:
+        lines.append(f"  {counts['lost']} images have a row but their file is gone or cut; a resume makes them again")
+    lines += [f"  {part.name} cannot be read: {reason}" for part, reason in progress.unreadable.items()]
+    if counts["ok"] < progress.cells:
+        lines.append(f"Go on: sdbatch resume {folder.path}")
+    elif not progress.looked:
+        lines.append(f"The images were not looked at: sdbatch status {folder.path} --full does.")
     return lines

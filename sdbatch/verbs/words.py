@@ -18,6 +18,8 @@ def read_words(verb: str, arguments: Sequence[str], positional: Sequence[str], o
             raise ConfigError(usage)
         if equals and key in options:
             found[key] = value
+        elif options.get(word.removeprefix("--")) == "false" and word.startswith("--"):
+            found[word.removeprefix("--")] = "true"
         elif equals and not places:
             raise ConfigError(f"{key}: no such option of {verb}. {did_you_mean(key, options)} {usage}")
         elif places:

@@ -11,23 +11,29 @@ import pytest
 
 from sdbatch.errors import FolderError
 from sdbatch.results import disk
-from sdbatch.results.folder import FLAT_LIMIT, PAIR_LIMIT, SweepFolder
+from sdbatch.results.folder import FLAT_LIMIT, GROUP_SHARDS, LATER, SweepFolder
 
 IMAGE_ID = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.mark.parametrize(
-    ("cells", "path"),
+    ("cells", "shard", "path"),
     [
-        (1, f"images/{IMAGE_ID}.png"),
-        (FLAT_LIMIT, f"images/{IMAGE_ID}.png"),
-        (FLAT_LIMIT + 1, f"images/01/{IMAGE_ID}.png"),
-        (PAIR_LIMIT, f"images/01/{IMAGE_ID}.png"),
-        (PAIR_LIMIT + 1, f"images/0123/{IMAGE_ID}.png"),
+        (1, 7, f"images/{IMAGE_ID}.png"),
+        (FLAT_LIMIT, 312, f"images/{IMAGE_ID}.png"),
+        (FLAT_LIMIT + 1, 312, f"images/0000/000312/{IMAGE_ID}.png"),
+        (100_000_000, 39_062, f"images/0078/039062/{IMAGE_ID}.png"),
     ],
 )
-def test_images_fan_out_with_the_size_of_the_plan(cells: int, path: str) -> None:
-    assert SweepFolder("x").image_path(IMAGE_ID, cells) == path
+def test_the_images_of_a_large_sweep_have_a_folder_for_each_shard(cells: int, shard: int, path: str) -> None:
+    assert SweepFolder("x").image_path(IMAGE_ID, cells, shard) == path
+
+
+def test_no_folder_of_a_hundred_million_images_grows_beyond_ten_thousand() -> None:
+    cells, shard_cells, block_cells = 100_000_000, 2560, 256
+    assert -(-cells // shard_cells // GROUP_SHARDS) < 10_000, "groups"
+    assert GROUP_SHARDS * shard_cells // block_cells < 10_000, "parts, and blocks, of a group"
+    assert shard_cells < 10_000, "images of a shard"
 
 
 def test_parts_are_listed_by_number_and_the_next_block_is_free(folder: SweepFolder) -> None:
@@ -37,6 +43,23 @@ def test_parts_are_listed_by_number_and_the_next_block_is_free(folder: SweepFold
     (folder.rows / "notes.parquet").touch()
     assert [folder.place(part) for part in folder.parts()] == [(0, 3), (0, 12), (0, 100_000), (2, 0), (1_000_000, 0)]
     assert (folder.next_block(0), folder.next_block(1), folder.next_block(2)) == (100_001, 0, 1)
+
+
+def test_the_rows_of_a_large_sweep_have_a_folder_for_each_group_of_shards(folder: SweepFolder) -> None:
+    parts = [folder.part(shard, block, FLAT_LIMIT + 1) for shard, block in ((2, 0), (2, 1), (499, 0), (500, 0))]
+    assert [part.relative_to(folder.rows).as_posix() for part in (parts[0], parts[3])] == [
+        "0000/part-000002-00000.parquet",
+        "0001/part-000500-00000.parquet",
+    ]
+    for part in parts:
+        part.parent.mkdir(exist_ok=True)
+        part.touch()
+    assert folder.parts() == parts
+    merged = folder.merged_part(parts[0], parts[2], LATER)
+    assert merged.name == "part-000002-to-000499-100000.parquet" and (folder.place(merged), folder.span(merged)) == ((2, LATER), (2, 499))
+    merged.touch()
+    assert folder.shard_parts(2) == [*parts[:2], merged] and folder.shard_parts(7) == [merged] and folder.shard_parts(500) == parts[3:]
+    assert merged in folder.parts()
 
 
 def test_create_takes_up_what_is_there(folder: SweepFolder) -> None:

@@ -91,18 +91,23 @@ def test_recover_retries_faults_only_when_asked(fill: Fill) -> None:
 
 def test_merged_parts_hold_the_same_rows(sweep: SweepFolder) -> None:
     before = load_rows(sweep).sort_by("image_id")
-    assert merge_parts(sweep, shard=1) == 0
+    assert merge_parts(sweep, {1}) == 0
     assert merge_parts(sweep) == 3
-    assert [sweep.place(part) for part in sweep.parts()] == [(0, 3)]
+    assert [part.name for part in sweep.parts()] == ["part-000000-100001.parquet"]
     assert load_rows(sweep).sort_by("image_id").equals(before) and merge_parts(sweep) == 0
 
 
-def test_each_shard_keeps_its_own_parts(sweep: SweepFolder) -> None:
+def test_parts_of_neighbouring_shards_become_one_that_each_of_them_finds(sweep: SweepFolder) -> None:
     for seed in (6, 7):
         publish_rows(sweep, (4, seed), [failed_row(make_cell(seed), "no", ORIGIN)])
     publish_rows(sweep, (5, 0), [failed_row(make_cell(8), "no", ORIGIN)])
-    assert merge_parts(sweep) == 5
-    assert [sweep.place(part) for part in sweep.parts()] == [(0, 3), (4, 8), (5, 0)] and load_rows(sweep).num_rows == 9
+    publish_rows(sweep, (6, 0), [failed_row(make_cell(9), "no", ORIGIN)])
+    assert merge_parts(sweep, {0, 4, 5}) == 6
+    merged, alone = sweep.parts()
+    assert merged.name == "part-000000-to-000005-100001.parquet" and load_rows(sweep).num_rows == 10
+    assert all(sweep.shard_parts(shard) == [merged] for shard in (0, 4, 5)) and sweep.shard_parts(6) == [alone]
+    publish_rows(sweep, (4, 6), [failed_row(make_cell(6), "again", ORIGIN)])
+    assert load_rows(sweep).num_rows == 10 and merge_parts(sweep, {4}) == 0, "one part is left as it is"
 
 
 def test_a_part_of_an_earlier_version_lacks_a_column(sweep: SweepFolder) -> None:

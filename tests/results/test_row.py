@@ -32,7 +32,7 @@ def test_a_row_says_how_its_image_was_made() -> None:
     assert (row["seed"], row["clip_skip"], row["guidance_scale"], row["steps"]) == (3, 2, 7.5, 20)
     assert (row["status"], row["error"], row["attempts"], row["sweep"]) == ("ok", None, 2, "study")
     ink = {"name": "ink", "sha256": weight_file("ink").sha256, "autov3": None, "weight": 0.5, "text_encoder_weight": 0.25}
-    assert row["loras"][0] == ink | {"applied_keys": 128, "total_keys": 128}
+    assert row["loras"][0] == ink | {"blocks": None, "applied_keys": 128, "total_keys": 128}
     assert (row["vae"], row["text_encoder"]) == ("sharp", None)
     assert json.loads(row["scheduler_options"]) == {"use_karras_sigmas": True}
     assert 0.3 < row["image_mean"] < 0.7 and row["image_std"] > 0.2
@@ -57,8 +57,9 @@ def test_every_column_survives_parquet_and_pandas() -> None:
     assert frame["status"].tolist() == ["ok", "failed"]
     assert frame["error"].isna().tolist() == [True, False]
     assert str(frame["made_at"].dt.tz) == "UTC"
+    absent = {"text_encoder", "text_encoder_sha256", "text_encoder_2", "text_encoder_2_sha256"}
     empty = {name for name in SCHEMA.names if table[name][0].as_py() is None}
-    assert empty == {"error", "prediction_type", "text_encoder", "text_encoder_sha256"}
+    assert empty == {"error", "image_offset", "merge", "prediction_type", *absent}
 
 
 def test_a_wrong_type_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 from sdbatch.results.commit import commit_block
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import committed, load_rows
-from sdbatch.results.upkeep import recover, set_aside
+from sdbatch.results.upkeep import recover
 from sdbatch.results.verify import repair, verify
 from sdbatch.results.writer import record
 from tests.results.samples import ORIGIN, make_cell, make_picture
@@ -68,5 +68,5 @@ def test_foreign_files_are_shown_and_kept(sweep: SweepFolder) -> None:
 def test_files_put_aside_never_overwrite_each_other(folder: SweepFolder, times: int) -> None:
     for number in range(times):
         (folder.rows / "x.parquet").write_text(str(number))
-        set_aside(folder, [folder.rows / "x.parquet"])
+        folder.set_aside([folder.rows / "x.parquet"])
     assert sorted(path.read_text() for path in folder.damaged.iterdir()) == ["0", "1", "2"]

@@ -10,11 +10,11 @@ import pytest
 from sdbatch.errors import FolderError
 from sdbatch.results import commit
 from sdbatch.results.commit import commit_block
-from sdbatch.results.folder import SweepFolder
+from sdbatch.results.folder import LATER, SweepFolder
 from sdbatch.results.reader import committed, load_rows
 from sdbatch.results.row import Row
 from sdbatch.results.verify import verify
-from sdbatch.results.writer import BlockWriter, Failure, record
+from sdbatch.results.writer import BlockWriter, Failure, Output, record
 from tests.results.samples import ORIGIN, make_cell, make_picture
 
 
@@ -24,12 +24,13 @@ def names(folder: SweepFolder) -> set[str]:
 
 def test_blocks_are_committed_in_order_with_their_images(folder: SweepFolder) -> None:
     seen: list[list[Row]] = []
-    with BlockWriter(folder, ORIGIN, plan_size=20_000, on_commit=seen.append) as writer:
-        writer.put(3, [make_picture(0), make_picture(1, fault="flat")])
-        writer.put(3, [make_picture(2, fault="nan"), Failure(make_cell(3), "out of memory")], attempts=3)
+    with BlockWriter(folder, ORIGIN, Output(20_000), on_commit=seen.append) as writer:
+        writer.put((3, 0), [make_picture(0), make_picture(1, fault="flat")])
+        writer.put((3, 1), [make_picture(2, fault="nan"), Failure(make_cell(3), "out of memory")], attempts=3)
     first, second = make_cell(0).image_id, make_cell(1).image_id
-    images = {f"images/{name[:2]}/{name}.png" for name in (first, second)}
-    assert names(folder) == images | {"sweep.json", "rows/part-000003-00000.parquet", "rows/part-000003-00001.parquet"}
+    images = {f"images/0000/000003/{name}.png" for name in (first, second)}
+    parts = {f"rows/0000/part-000003-{block:05d}.parquet" for block in (0, 1)}
+    assert names(folder) == images | parts | {"sweep.json"}
     assert [[row["status"] for row in rows] for rows in seen] == [["ok", "flat"], ["nan", "failed"]]
     state = committed(folder)
     assert state.done == {first} and len(state.faulty) == 3 and not state.lost
@@ -37,11 +38,22 @@ def test_blocks_are_committed_in_order_with_their_images(folder: SweepFolder) ->
     assert verify(folder, full=True).is_sound
 
 
-def test_a_new_writer_goes_on_after_the_last_block(folder: SweepFolder) -> None:
+def test_batches_of_a_block_are_committed_together(folder: SweepFolder) -> None:
+    seen: list[int] = []
+    with BlockWriter(folder, ORIGIN, Output(10), on_commit=lambda rows: seen.append(len(rows))) as writer:
+        writer.put((0, 0), [make_picture(0)], is_last=False)
+        writer.put((0, 1), [make_picture(3)], is_last=False)
+        writer.put((0, 0), [make_picture(1), make_picture(2)])
+        writer.flush()
+    assert seen == [3, 1], "the one that was not complete by the flush"
+    assert [folder.place(part) for part in folder.parts()] == [(0, 0), (0, 1)] and len(committed(folder).done) == 4
+
+
+def test_what_is_made_later_of_a_block_is_committed_beside_it(folder: SweepFolder) -> None:
     for seed in (0, 1):
-        with BlockWriter(folder, ORIGIN, plan_size=10) as writer:
-            writer.put(0, [make_picture(seed)])
-    assert [folder.place(part) for part in folder.parts()] == [(0, 0), (0, 1)]
+        with BlockWriter(folder, ORIGIN, Output(10)) as writer:
+            writer.put((0, 0), [make_picture(seed)])
+    assert [folder.place(part) for part in folder.parts()] == [(0, 0), (0, LATER)]
 
 
 def test_an_error_stops_the_writer_and_every_later_call_says_so(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,21 +64,21 @@ def test_an_error_stops_the_writer_and_every_later_call_says_so(folder: SweepFol
         raise FolderError("disk full")
 
     monkeypatch.setattr("sdbatch.results.writer.commit_block", full)
-    writer = BlockWriter(folder, ORIGIN, plan_size=10, depth=1)
-    writer.put(0, [make_picture(0)])
+    writer = BlockWriter(folder, ORIGIN, Output(10), depth=1)
+    writer.put((0, 0), [make_picture(0)])
     for _ in range(2):
         with pytest.raises(FolderError, match="disk full"):
             writer.flush()
         with pytest.raises(FolderError, match="disk full"):
-            writer.put(0, [make_picture(1)])
+            writer.put((0, 0), [make_picture(1)])
     with pytest.raises(FolderError, match="disk full"):
         writer.close()
-    assert calls == [1] and not committed(folder).statuses
+    assert calls == [1] and not len(committed(folder).index)
 
 
 def test_an_error_of_the_caller_keeps_what_was_put_and_is_not_masked(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KeyboardInterrupt), BlockWriter(folder, ORIGIN, plan_size=10) as writer:
-        writer.put(0, [make_picture(0)])
+    with pytest.raises(KeyboardInterrupt), BlockWriter(folder, ORIGIN, Output(10)) as writer:
+        writer.put((0, 0), [make_picture(0)])
         raise KeyboardInterrupt
     assert committed(folder).done == {make_cell(0).image_id}
 
@@ -74,8 +86,8 @@ def test_an_error_of_the_caller_keeps_what_was_put_and_is_not_masked(folder: Swe
         raise FolderError("disk full")
 
     monkeypatch.setattr("sdbatch.results.writer.commit_block", full)
-    with pytest.raises(ValueError, match="mine") as caught, BlockWriter(folder, ORIGIN, plan_size=10) as writer:
-        writer.put(0, [make_picture(1)])
+    with pytest.raises(ValueError, match="mine") as caught, BlockWriter(folder, ORIGIN, Output(10)) as writer:
+        writer.put((0, 0), [make_picture(1)])
         raise ValueError("mine")
     assert caught.value.__notes__ == ["The writer also failed: disk full"]
 
@@ -87,9 +99,9 @@ def test_the_queue_is_bounded(folder: SweepFolder, monkeypatch: pytest.MonkeyPat
         gate.wait(10)
 
     monkeypatch.setattr("sdbatch.results.writer.commit_block", slow)
-    with BlockWriter(folder, ORIGIN, plan_size=10, depth=1) as writer:
-        writer.put(0, [make_picture(0)])
-        blocked = threading.Thread(target=lambda: [writer.put(0, [make_picture(seed)]) for seed in (1, 2)])
+    with BlockWriter(folder, ORIGIN, Output(10), depth=1) as writer:
+        writer.put((0, 0), [make_picture(0)])
+        blocked = threading.Thread(target=lambda: [writer.put((0, 0), [make_picture(seed)]) for seed in (1, 2)])
         blocked.start()
         blocked.join(0.1)
         assert blocked.is_alive()
@@ -108,7 +120,7 @@ def test_a_part_that_is_there_is_left_alone_and_no_row_is_lost(folder: SweepFold
     more, pictures = record(folder, ORIGIN, [make_picture(1), make_picture(2)], 10)
     commit_block(folder, (0, 0), more, pictures)
     assert folder.part(0, 0).read_bytes() == before
-    assert [folder.place(part) for part in folder.parts()] == [(0, 0), (0, 1)]
+    assert [folder.place(part) for part in folder.parts()] == [(0, 0), (0, LATER)]
     assert sorted(load_rows(folder)["image_id"].to_pylist()) == sorted(make_cell(seed).image_id for seed in range(3))
 
 
@@ -116,7 +128,7 @@ def test_a_damaged_part_in_the_way_commits_nothing(folder: SweepFolder) -> None:
     folder.part(0, 0).write_bytes(b"")
     rows, images = record(folder, ORIGIN, [make_picture(0)], 10)
     commit_block(folder, (0, 0), rows, images)
-    assert committed(folder).done == {make_cell(0).image_id} and folder.part(0, 1).exists()
+    assert committed(folder).done == {make_cell(0).image_id} and folder.part(0, LATER).exists()
 
 
 def test_nothing_is_committed_when_an_image_cannot_be_written(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +143,7 @@ def test_nothing_is_committed_when_an_image_cannot_be_written(folder: SweepFolde
     rows, images = record(folder, ORIGIN, [make_picture(0), make_picture(1)], 10)
     with pytest.raises(FolderError):
         commit_block(folder, (0, 0), rows, images)
-    assert not committed(folder).statuses and not folder.parts()
+    assert not len(committed(folder).index) and not folder.parts()
 
 
 def test_neither_writing_nor_reading_imports_pandas(tmp_path: Path) -> None:
@@ -139,7 +151,7 @@ def test_neither_writing_nor_reading_imports_pandas(tmp_path: Path) -> None:
     code = """
 import sys
 from sdbatch.results.commit import commit_block
-from sdbatch.results.folder import SweepFolder
+from sdbatch.results.folder import LATER, SweepFolder
 from sdbatch.results.reader import committed, load_rows
 from sdbatch.results.upkeep import drop_rows, merge_parts
 from sdbatch.results.verify import verify
