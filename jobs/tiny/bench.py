@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from jobs.tiny import emoji, feature, network, picture, scene, sheet, shipped
+from jobs.tiny import emoji, feature, latent, network, picture, scene, sheet, shipped
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Bench:
     lora_nouns: int = 48  # nouns per LoRA and strength
     control_nouns: int = 34  # nouns per ControlNet measurement
     nouns: list[emoji.Noun] = field(default_factory=emoji.load_nouns)
+    _decoded: dict[str, np.ndarray] = field(default_factory=dict)  # features by set, decoding takes a while
 
     @cached_property
     def pipe(self) -> StableDiffusionPipeline:
@@ -38,10 +40,20 @@ class Bench:
 
     def references(self, make: str = "noto") -> np.ndarray:
         """Features of every noun on white, in a set or in a filter of the base set."""
+        return feature.describe_arrays(np.stack(self._draw_all(make)))
+
+    def decoded_references(self, make: str = "noto") -> np.ndarray:
+        """The same of the pictures as the autoencoder gives them back, whose softness is no part of a style."""
+        if make not in self._decoded:
+            latents = latent.encode(self.pipe.vae, self._draw_all(make)) / self.pipe.vae.config.scaling_factor
+            with torch.no_grad():
+                decoded = torch.cat([self.pipe.vae.decode(part).sample for part in latents.split(16)])
+            self._decoded[make] = feature.describe(sheet.to_images(decoded))
+        return self._decoded[make]
+
+    def _draw_all(self, make: str) -> list[np.ndarray]:
         drawn = [picture.compose(rgba) for rgba in self.pictures[make if make in self.pictures else "noto"]]
-        if make in picture.FILTERS:
-            drawn = [picture.FILTERS[make](rgb) for rgb in drawn]
-        return feature.describe_arrays(np.stack(drawn))
+        return [picture.FILTERS[make](rgb) for rgb in drawn] if make in picture.FILTERS else drawn
 
     def prompts(self, chosen: list[int] | None = None) -> list[str]:
         """ "a dog" for each chosen noun."""

@@ -1,12 +1,13 @@
 """Measurements of what stands around the base: LoRA and kin, embeddings, ControlNet, second VAE, second checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from diffusers import StableDiffusionControlNetPipeline
 from PIL import Image
 
-from jobs.tiny import adapter, edge, feature, generate, picture, scene, shipped
+from jobs.tiny import adapter, edge, emoji, feature, generate, network, picture, scene, shipped
 from jobs.tiny.bench import Bench, share
 
 Figures = dict[str, Any]
@@ -21,43 +22,40 @@ STRENGTHS = (0.0, 0.5, 1.0)
 
 def measure_styles(b: Bench) -> Figures:
     """Each style at strengths 0, ½, 1: nearer to the style's picture of the noun than to the base's, noun retained."""
-    chosen, base = b.spread(b.lora_nouns), b.references()
+    chosen = b.spread(b.lora_nouns)
     plain = generate.generate(b.pipe, b.prompts(chosen), chosen)
     figures: Figures = {}
     for name, source in STYLES.items():
         path = b.embedded / "loras" / f"{name}.safetensors"
         if not path.exists():
             continue
-        style = b.references(source)
         figures[name], images = {}, list(plain[:8])
         for strength in STRENGTHS:
             with adapter.merged(b.pipe, path, strength):
                 made = generate.generate(b.pipe, b.prompts(chosen), chosen) if strength else plain
-            figures[name][str(strength)] = judge_style(made, chosen, base, style)
+            figures[name][str(strength)] = judge_style(b, made, chosen, source)
             images += made[:8] if strength else []
-        figures[name]["zero_identical"] = is_identical(b, path, chosen[:2], plain[:2])
+        figures[name]["zero_identical"] = is_identical(b, path, chosen[:2])
         b.show(images, name, 8)
     return figures
 
 
-def is_identical(b: Bench, path: Any, chosen: list[int], plain: list[Image.Image]) -> bool:
+def is_identical(b: Bench, path: Path, chosen: list[int]) -> bool:
     """Strength 0 and taking the adapter off again both give the very same bytes."""
+    plain = generate.generate(b.pipe, b.prompts(chosen), chosen)
     with adapter.merged(b.pipe, path, 0.0):
         zero = generate.generate(b.pipe, b.prompts(chosen), chosen)
     with adapter.merged(b.pipe, path, 1.0):
         pass
     after = generate.generate(b.pipe, b.prompts(chosen), chosen)
-    # Batches of another size round differently, so the reference is made again in the same one.
-    again = generate.generate(b.pipe, b.prompts(chosen), chosen)
-    del plain
-    return all(a.tobytes() == z.tobytes() == f.tobytes() for a, z, f in zip(again, zero, after, strict=True))
+    return all(p.tobytes() == z.tobytes() == a.tobytes() for p, z, a in zip(plain, zero, after, strict=True))
 
 
-def judge_style(images: list[Image.Image], chosen: list[int], base: np.ndarray, style: np.ndarray) -> Figures:
-    """Share classified as the style, mean margin, share whose noun is still the nearest."""
+def judge_style(b: Bench, images: list[Image.Image], chosen: list[int], source: str) -> Figures:
+    """Share classified as the style, mean margin, share whose noun is still the nearest of all in both looks."""
     features, wanted = feature.describe(images), np.array(chosen)
-    to_base, to_style = (features * base[wanted]).sum(1), (features * style[wanted]).sum(1)
-    nearest = feature.nearest(features, np.concatenate([base, style])) % len(base)
+    to_base, to_style = ((features * b.decoded_references(make)[wanted]).sum(1) for make in ("noto", source))
+    nearest = feature.nearest(features, np.concatenate([b.references(), b.references(source)])) % len(b.nouns)
     return {
         "style": share(to_style > to_base),
         "margin": round(float((to_style - to_base).mean()), 4),
@@ -67,8 +65,6 @@ def judge_style(images: list[Image.Image], chosen: list[int], base: np.ndarray, 
 
 def measure_concept(b: Bench) -> Figures:
     """The concept LoRA: nearest of all nouns and the new one, with and without the file."""
-    from jobs.tiny import emoji, network
-
     path = b.embedded / "loras" / "dinosaur.safetensors"
     new = emoji.render_set("noto", [emoji.Noun("dinosaur", "🦖")], b.out / "npm", network.SIZE_PX)
     references = np.concatenate([b.references(), feature.describe_rgba(new)])
@@ -119,11 +115,11 @@ def load_controlnet(b: Bench) -> StableDiffusionControlNetPipeline:
 
 
 def measure_controlnet(b: Bench) -> Figures:
-    """Edge agreement at scale 0 and 1, on edges of the picture itself and of a mirrored, shifted one."""
+    """Edge agreement at scale 0 and 1: edges of the picture itself, of its mirror image, of that smaller in a corner."""
     pipe, chosen = load_controlnet(b), b.spread(b.control_nouns)
     figures: Figures = {}
     images = []
-    for kind in ("plain", "moved"):
+    for kind in ("plain", "flipped", "moved"):
         targets = [_target(b, index, kind) for index in chosen]
         edges = [edge.canny(rgb) for rgb in targets]
         conditions = [picture.to_image(edge.to_condition(rgb)) for rgb in targets]
@@ -144,9 +140,11 @@ def measure_controlnet(b: Bench) -> Figures:
 
 
 def _target(b: Bench, index: int, kind: str) -> np.ndarray:
-    """The picture, or its mirror image at three quarters of the size in a corner."""
+    """The picture, its mirror image, or that at three quarters of the size in a corner."""
     if kind == "plain":
         return b.draw(scene.Scene(index))
+    if kind == "flipped":
+        return b.draw(scene.Scene(index))[:, ::-1]
     corner = ((0, 0), (4, 0), (0, 4), (4, 4))[index % 4]
     return b.draw(scene.Scene(index, "shifted", cell_xy=corner))[:, ::-1]
 
@@ -162,5 +160,5 @@ def measure_variants(b: Bench) -> Figures:
     vivid = generate.generate(b.pipe, b.prompts(chosen), chosen)
     b.pipe.vae = vae
     b.show(plain[:8] + pastel[:8] + vivid[:8], "variants", 8)
-    look = judge_style(pastel, chosen, b.references(), b.references("pastel"))
+    look = judge_style(b, pastel, chosen, "pastel")
     return {"pastel": look, "saturation": _saturation(plain), "saturation_vivid": _saturation(vivid)}

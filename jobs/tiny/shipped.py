@@ -53,8 +53,8 @@ def lay_out(embedded: Path, out: Path) -> None:
     if (out / "vae_raw").exists():  # the first thing that training from nothing writes, the last that is laid out
         return
     base = load_folder(embedded)
-    for name in ("unet", "text_encoder", "scheduler"):
-        getattr(base, name).save_pretrained(out / name)
+    base.unet.save_pretrained(out / "unet")
+    base.text_encoder.save_pretrained(out / "text_encoder")
     load_file(embedded, SECOND).unet.save_pretrained(out / "unet_second")
     load_second_vae(embedded).save_pretrained(out / "vae_second")
     load_controlnet(embedded).save_pretrained(out / "controlnet")

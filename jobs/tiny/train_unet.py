@@ -13,7 +13,7 @@ from jobs.tiny.loop import Loop, LoopSettings
 
 
 def train(config: dict[str, Any], out: Path) -> None:
-    """Train the base. Side effects: writes `out`/unet (averaged) and `out`/scheduler."""
+    """Train the base. Side effects: writes `out`/unet (averaged)."""
     section = config["unet"]
     torch.manual_seed(section["seed"])
     device = torch.device(config["device"])
@@ -21,7 +21,6 @@ def train(config: dict[str, Any], out: Path) -> None:
     scenes, latents = latent.load(config, out)
     diffusion = Diffusion(out, device, section["time_bias"])
     diffusion.text_encoder.requires_grad_(False)
-    diffusion.scheduler.save_pretrained(out / "scheduler")
     unet = network.begin(UNet2DConditionModel, out / "unet", network.build_unet).to(device).train()
     loop = Loop(LoopSettings.pick(section), dict(unet.named_parameters()), out / "unet_run")
     groups = train_text.group_by_kind(scenes)
