@@ -89,7 +89,7 @@ def make_checkpoint(order: Order, on_progress: OnProgress) -> None:
         if order.dtype is not None:
             weights = cast(weights, DTYPES[order.dtype])
         identity = identify_header(first.header)
-        layout = like_source(first, weights, identity.family or "sd1")
+        layout = like_source(first, weights)
         extras = extras_of(first, lambda name: not name.startswith(TRAINING_PREFIXES))
         entries = entries_of(layout.files[SINGLE], weights, extras)
         metadata = to_metadata(order.out.stem, identity, first.metadata, _to_recipe(order), _all_files(order))

@@ -73,7 +73,7 @@ def convert(change: Change, on_progress: OnProgress) -> None:
         if change.is_folder:
             write_folder(path, weights, source, change.config or _configs(source, identity), metadata, on_progress)
             return
-        layout = like_source(source, weights, identity.family or "sd1")
+        layout = like_source(source, weights)
         extras = _cast_extras(change, extras_of(source, lambda name: _keeps(change, name)))
         entries = entries_of(layout.files[SINGLE], weights, extras)
         write_safetensors(path, entries, metadata, counting([entries], on_progress))

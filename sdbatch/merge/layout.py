@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from sdbatch.merge.piece import join
 from sdbatch.merge.source import Source
 from sdbatch.merge.weights import Weights
 from sdbatch.merge.writer import Entry
+from sdbatch.weights.identify import identify_header
 
 SINGLE = ""
 """The only file of a single-file layout, in the table of files."""
@@ -30,14 +31,26 @@ class Layout(NamedTuple):
     """Path in the folder (or SINGLE) -> name in the file -> what it is."""
 
 
-def like_source(source: Source, weights: Weights, family: str) -> Layout:
+def like_source(source: Source, weights: Weights) -> Layout:
     """A single file: with the source's own names where it is one, else with those of its family."""
     if source.header.format == "folder":
-        return Layout({SINGLE: to_original(weights.likes, family)})
+        return Layout({SINGLE: to_original(weights.likes, family_of(source))})
     kept = {own: piece for own, piece in source.pieces.items() if all(name in weights.likes for name in piece.names)}
     covered = {name for piece in kept.values() for name in piece.names}
     added = [name for name in weights.likes if name not in covered]
-    return Layout({SINGLE: {**kept, **to_original(added, family)}})
+    return Layout({SINGLE: {**kept, **to_original(added, family_of(source))}})
+
+
+def family_of(source: Source) -> str:
+    """The family whose original names suit the components: OpenCLIP's activation tells SD 2.x from SD 1.x."""
+    if "transformer" in source.components:
+        return "flux"
+    if "text_encoder_2" in source.components:
+        return "sdxl"
+    config: Any = source.header.values.get("text_encoder.config") or {}
+    if "hidden_act" in config:
+        return "sd2" if config["hidden_act"] == "gelu" else "sd1"
+    return identify_header(source.header).family or "sd1"
 
 
 def extras_of(source: Source, keeps: Callable[[str], bool]) -> dict[str, Tensor]:

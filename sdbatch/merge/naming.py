@@ -41,6 +41,7 @@ PLACES = (
     Place("conditioner.embedders.0.model.", "text_encoder_2", "openclip"),  # the SDXL refiner has only the second
     Place("conditioner.embedders.1.model.", "text_encoder_2", "openclip"),
     Place("text_encoders.clip_l.transformer.", "text_encoder", "clip"),
+    Place("text_encoders.clip_g.transformer.", "text_encoder_2", "clip"),
     Place("text_encoders.t5xxl.transformer.", "text_encoder_2", "t5"),
 )
 """Of all families; the denoiser, which has one prefix for all, is found by `_denoiser`."""
@@ -135,7 +136,7 @@ def _place_of(component: str, family: str, parts: Mapping[str, object]) -> Place
         case "text_encoder", "flux":
             return PLACES[6]
         case "text_encoder_2", "flux":
-            return PLACES[7]
+            return PLACES[8]
         case "text_encoder", "sd2":
             return PLACES[2]
         case "text_encoder", "sdxl":
@@ -216,6 +217,8 @@ class _Table:
 def _read_transformers(bare: str, naming: str) -> Piece | None:
     if bare.endswith((".position_ids", "logit_scale")) or bare.startswith(("vision_model.", "visual_projection.")):
         return None
+    if bare == "encoder.embed_tokens.weight":
+        return Piece(("shared.weight",))  # T5's table of words, under the name of its copy
     if naming == "clip" and bare.startswith(("embeddings.", "encoder.layers.", "final_layer_norm.")):
         # transformers of 2026 writes a text encoder without this prefix; every version reads it with the prefix.
         return Piece((f"text_model.{bare}",))

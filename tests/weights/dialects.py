@@ -104,6 +104,7 @@ def flux(prefix: str = "", guidance: bool = True, inputs: int = 64) -> Tensors:
         f"{prefix}double_blocks.0.img_attn.norm.key_norm.scale": (128,),
         f"{prefix}double_blocks.0.img_attn.qkv.weight": (9216, 3072),
         f"{prefix}single_blocks.0.linear1.weight": (21504, 3072),
+        f"{prefix}single_blocks.1.linear1.weight": (21504, 3072),
     }
     return {**names, f"{prefix}guidance_in.in_layer.bias": (3072,)} if guidance else names
 
