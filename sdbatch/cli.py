@@ -33,6 +33,7 @@ VERBS = {
 }
 """Verb -> what it does. Each is a module of sdbatch.verbs with `main(arguments) -> exit code`, imported when called."""
 
+STOPPED = 1
 REFUSED = 2
 INTERRUPTED = 130
 
@@ -55,10 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("sdbatch: stopped.\n")
         return INTERRUPTED
+    except MemoryError:
+        sys.stderr.write("sdbatch: out of memory. What is committed stays; run the same command again on a machine with more.\n")
+        return STOPPED
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has left; what it took is all it wanted.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        from pathlib import Path
+
+        from sdbatch.results.disk import folder_error
+
+        sys.stderr.write(f"sdbatch: {folder_error('cannot go on in', Path(error.filename or '.'), error)}\n")
+        return STOPPED
 
 
 def console() -> NoReturn:

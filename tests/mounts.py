@@ -47,9 +47,24 @@ def disk_image(image: Path, point: Path, megabytes: int = 16) -> Generator[Path]
 
 @contextmanager
 def mounted_image(image: Path, point: Path) -> Generator[Path]:
-    """A file system image, as it is on the disk now."""
-    mount(point, "-o", "loop", str(image))
+    """A file system image, as it is on the disk now; on an error of the disk the kernel makes it read-only."""
+    mount(point, "-o", "loop,errors=remount-ro", str(image))
     try:
         yield point
     finally:
         subprocess.run(["umount", "-l", str(point)], check=False)
+
+
+def break_disk(point: Path) -> None:
+    """Let the kernel find an error on the mounted image, after which nothing can be written to it."""
+    device = subprocess.run(["findmnt", "-n", "-o", "SOURCE", str(point)], capture_output=True, text=True, check=True).stdout.strip()
+    trigger = Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
+    if not trigger.exists():
+        pytest.skip(f"this kernel has no {trigger}")
+    trigger.write_text("a test")
+
+
+def mend(image: Path) -> None:
+    """Repair an image that is not mounted, as an administrator would."""
+    done = subprocess.run(["e2fsck", "-fy", str(image)], capture_output=True, text=True, check=False)
+    assert done.returncode <= 1, done.stdout

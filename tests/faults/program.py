@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def images(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
-def rows(folder: Path, but: set[str] | frozenset[str] = VOLATILE) -> list[dict[str, object]]:
+def rows(folder: Path, but: Collection[str] = VOLATILE) -> list[dict[str, object]]:
     """Rows without the columns that differ from run to run."""
     stable = [name for name in SCHEMA.names if name not in but]
     return load_rows(SweepFolder(folder), stable).sort_by("image_id").to_pylist()
@@ -124,7 +124,7 @@ def check_sound(folder: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def check_whole(folder: Path, clean: Path, ended: Ended, but: set[str] | frozenset[str] = VOLATILE) -> None:
+def check_whole(folder: Path, clean: Path, ended: Ended, but: Collection[str] = VOLATILE) -> None:
     """I1 to I7 of a sweep that has come to its end: exactly the undisturbed one."""
     assert ended.code == 0, ended.told + ended.errors
     check_sound(folder)

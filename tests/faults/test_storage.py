@@ -1,0 +1,222 @@
+"""The whole program on file systems that fill up, turn read-only, lose power or refuse: clear words, nothing lost, resumable."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sdbatch.results.disk import TEMPORARY
+from sdbatch.results.folder import SweepFolder
+from tests.faults.conftest import SEEDS
+from tests.faults.program import BY_CHANCE, QUIET, Ended, check_sound, check_whole, images, rows, run, start, until, workers_of
+from tests.mounts import break_disk, disk_image, mend, mounted_image, remount, tmpfs
+
+SWEEP = (*QUIET, SEEDS, "-m")
+SLOW = ("prompt=drill:slow", SEEDS)
+
+
+def check_stopped(ended: Ended, folder: Path, words: str) -> None:
+    """A run that could not go on said why and what to do (I7, I8), and what it left is true (I1 to I3)."""
+    told = ended.told + ended.errors
+    assert ended.code in (1, 2), told
+    assert "Traceback" not in told, told
+    assert re.search(words, told), told
+    if folder.exists():
+        check_sound(folder)
+
+
+@pytest.mark.parametrize(
+    ("rooms", "words"),
+    [
+        ([f"size={kilobytes}k" for kilobytes in (24, 48, 68, 88, 108, 132, 8000)], r"the disk is full \(\d"),
+        ([f"size=8m,nr_inodes={files}" for files in (4, 10, 14, 18, 24, 800)], "no inodes left"),
+    ],
+    ids=["space", "inodes"],
+)
+def test_whatever_the_disk_has_no_room_for_the_sweep_goes_on_when_there_is(
+    tmp_path: Path, clean: Path, rooms: list[str], words: str
+) -> None:
+    """The room grows by little, so that the plan, the log, images and rows each meet a full disk."""
+    made: list[int] = []
+    with tmpfs(tmp_path / "m", rooms[0]) as point:
+        for room in rooms:
+            remount(point, room)
+            ended = run(tmp_path, *SWEEP, f"out={point}/sweep")
+            made.append(len(rows(point / "sweep")) if (point / "sweep").is_dir() else -1)
+            if ended.code == 0:
+                break
+            check_stopped(ended, point / "sweep", words)
+        check_whole(point / "sweep", clean, ended)
+    assert made == sorted(made) and len({*made}) > 2, f"{made}: the disk was full before, while and after images were made"
+
+
+def test_a_full_cache_or_temporary_folder_costs_no_image(tmp_path: Path, clean: Path) -> None:
+    with tmpfs(tmp_path / "m", "size=8k") as point:
+        (point / "filler").write_bytes(b"x" * 8192)
+        ended = run(tmp_path, *SWEEP, "out=sweep", XDG_CACHE_HOME=str(point), TMPDIR=str(point))
+        check_whole(tmp_path / "sweep", clean, ended)
+
+
+def test_a_disk_that_breaks_stops_the_run_and_the_rest_is_made_when_it_is_mended(tmp_path: Path) -> None:
+    image, point = tmp_path / "disk.img", tmp_path / "m"
+    with disk_image(image, point):
+        driver = start(tmp_path, *QUIET, *SLOW, "steps=4", f"out={point}/sweep", "-m")
+        until(lambda: list((point / "sweep/rows").glob("part-*")))
+        break_disk(point)
+        told, _ = driver.communicate(timeout=60)
+        assert driver.returncode == 1, told
+        assert "Traceback" not in told, told
+        assert re.search(r"the file system is read-only|input/output error", told), told
+        until(lambda: not workers_of(point / "sweep"))
+        check_sound(point / "sweep")
+    mend(image)
+    with mounted_image(image, point):
+        ended = run(tmp_path, "resume", f"{point}/sweep")
+        assert ended.code == 0, ended.errors
+        check_sound(point / "sweep")
+        assert len(images(point / "sweep")) == 16
+
+
+def test_power_is_lost_at_any_moment_of_a_run(tmp_path: Path) -> None:
+    """Copies of the disk while the program runs are what a loss of power would leave: nothing that was not flushed."""
+    whole = tmp_path / "whole"
+    sweep = [*QUIET, *SLOW, "steps=4", "-m"]
+    assert run(tmp_path, *sweep, f"out={whole}").code == 0
+    snapshots: list[Path] = []
+    with disk_image(tmp_path / "disk.img", tmp_path / "m", megabytes=8) as point:
+        driver = start(tmp_path, *sweep, f"out={point}/sweep")
+        for count in (0, 2):
+            until(lambda least=count: len(list((point / "sweep/rows").glob("part-*"))) >= least and (point / "sweep/plan.parquet").exists())
+            snapshots.append(shutil.copyfile(tmp_path / "disk.img", tmp_path / f"snapshot-{count}.img"))
+        driver.communicate(timeout=120)
+    for snapshot in snapshots:
+        with mounted_image(snapshot, tmp_path / "m") as point:
+            folder = point / "sweep"
+            if folder.exists() and SweepFolder(folder).is_sweep:
+                check_sound(folder)
+                finals = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".png", ".parquet")]
+                assert all(path.stat().st_size for path in finals if not path.name.startswith(TEMPORARY)), "an empty file has a final name"
+            ended = run(tmp_path, *sweep, f"out={folder}")
+            check_whole(folder, whole, ended)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "words"),
+    [
+        (resource.RLIMIT_FSIZE, 6_000, "larger than the limit of this process|ulimit -f"),
+        (resource.RLIMIT_NOFILE, 9, "too many open files|ulimit -n"),
+    ],
+    ids=["file size", "open files"],
+)
+def test_limits_of_the_process_stop_it_with_their_name(tmp_path: Path, clean: Path, limit: int, value: int, words: str) -> None:
+    def prepare() -> None:
+        resource.setrlimit(limit, (value, value))
+
+    ended = run(tmp_path, *SWEEP, "out=sweep", prepare=prepare)
+    check_stopped(ended, tmp_path / "sweep", f"(?i){words}")
+    check_whole(tmp_path / "sweep", clean, run(tmp_path, *SWEEP, "out=sweep"))
+
+
+def test_a_limit_on_memory_leaves_nothing_that_is_not_true(tmp_path: Path, clean: Path) -> None:
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (500_000_000, 500_000_000))
+
+    # Native libraries abort when they cannot start a thread, so there may be no words.
+    assert run(tmp_path, *SWEEP, "out=sweep", prepare=prepare).code != 0
+    check_whole(tmp_path / "sweep", clean, run(tmp_path, *SWEEP, "out=sweep"))
+
+
+def test_what_a_user_or_the_disk_breaks_is_made_again_and_nothing_else(tmp_path: Path, clean: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(clean, folder)
+    victims = sorted((folder / "images").rglob("*.png"))[:4]
+    deleted, cut, emptied, flipped = victims
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "images").rglob("*.png") if path not in victims}
+    deleted.unlink()
+    cut.write_bytes(cut.read_bytes()[:100])
+    emptied.write_bytes(b"")
+    flipped.write_bytes(_flipped(flipped.read_bytes()))
+    (folder / "images/holiday.jpg").write_bytes(b"mine")
+    (folder / "rows/notes.txt").write_text("mine")
+    status = run(tmp_path, "status", "sweep")
+    assert (status.code, "13 of 16 images made" in status.told) == (1, True), "a flipped bit is found by verify alone"
+    found = run(tmp_path, "verify", "sweep", "full=true", "repair=true")
+    assert found.code == 1
+    assert all(path.name in found.told for path in victims)
+    ended = run(tmp_path, "resume", "sweep")
+    assert "4 images made" in ended.told
+    assert (folder / "images/holiday.jpg").read_bytes() == b"mine"
+    assert (folder / "rows/notes.txt").read_text() == "mine"
+    for path in (folder / "images/holiday.jpg", folder / "rows/notes.txt"):
+        path.unlink()
+    check_whole(folder, clean, ended)
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}, "what was whole was not touched"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "deleted"])
+def test_a_damaged_part_is_put_aside_and_its_images_are_made_again(tmp_path: Path, clean: Path, damage: str) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(clean, folder)
+    part = SweepFolder(folder).parts()[1]
+    data = part.read_bytes()
+    part.write_bytes({"cut": data[:-9], "flipped": _flipped(data), "empty": b"", "deleted": b""}[damage])
+    if damage == "deleted":
+        part.unlink()
+    ended = run(tmp_path, "resume", "sweep")
+    assert "4 images made" in ended.told
+    shutil.rmtree(folder / "damaged", ignore_errors=True)
+    check_whole(folder, clean, ended)
+
+
+def _flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
+def test_a_damaged_plan_is_made_again_by_the_same_command_and_refused_by_resume(tmp_path: Path, clean: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(clean, folder)
+    sorted((folder / "images").rglob("*.png"))[0].unlink()
+    (folder / "plan.parquet").write_bytes((folder / "plan.parquet").read_bytes()[:200])
+    refused = run(tmp_path, "resume", "sweep")
+    assert refused.code == 2
+    assert "plan.parquet" in refused.errors and "Traceback" not in refused.errors
+    # What is left over is planned anew, so in another batch.
+    check_whole(folder, clean, run(tmp_path, *SWEEP, "out=sweep"), but=BY_CHANCE)
+
+
+def test_other_settings_into_the_same_folder_add_and_never_mix(tmp_path: Path, clean: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(clean, folder)
+    changed = run(tmp_path, *SWEEP, "out=sweep", "guidance_scale=3.5")
+    assert changed.code == 0
+    both = images(folder)
+    assert images(clean).items() < both.items()
+    assert len(both) == 32
+    assert {row["guidance_scale"] for row in rows(folder)} == {row["guidance_scale"] for row in rows(clean)} | {3.5}
+    again = run(tmp_path, *SWEEP, "out=sweep")
+    assert "nothing to do" in again.told
+
+
+def test_a_second_run_on_a_folder_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    sweep = [*QUIET, *SLOW, "out=sweep", "-m"]
+    first = start(tmp_path, *sweep)
+    until(lambda: list((tmp_path / "sweep/rows").glob("part-*")))
+    first.send_signal(signal.SIGSTOP)
+    began_s = time.monotonic()
+    for second in (run(tmp_path, *sweep), run(tmp_path, "resume", "sweep")):
+        assert second.code == 2
+        assert re.search(rf"locked by \S+:{first.pid} since \d{{4}}-", second.errors), second.errors
+    assert time.monotonic() - began_s < 30
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    ended = run(tmp_path, "resume", "sweep")
+    assert ended.code == 0, ended.errors
+    check_sound(tmp_path / "sweep")
+    assert len(images(tmp_path / "sweep")) == 16
