@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ def submit(folder: SweepFolder, launcher: SlurmLauncher, name: str) -> Submissio
             raise ConfigError(f"hydra/launcher=slurm: sbatch refused the job: {_last_line(error)}") from None
         raise
     return Submission("slurm", str(jobs[0].job_id).partition("_")[0], launcher.workers)
+
+
+def stop(submission: Submission) -> None:
+    """Cancel the job; it does not come back."""
+    subprocess.run(["scancel", submission.job], check=True, timeout=30)
 
 
 def build_executor(folder: Path, launcher: SlurmLauncher, name: str) -> Any:
