@@ -109,7 +109,7 @@ class ClipEncoder:
         return chunks
 
     def _pieces(self, span: Span) -> list[tuple[int, Tensor | None]]:
-        if span.kind == "embedding":
+        if span.kind == "embedding" and span.text in self.embeddings:
             return [(_FILLER, vector) for vector in self.embeddings[span.text]]
         ids: list[int] = self.tokenizer(span.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         return [(token, None) for token in ids]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
 
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from tests.pipeline.models import TinyModel, write_model
+from tests.pipeline.zoo import Zoo, write_zoo_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +25,17 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """Random models of every family by name, each written once."""
+
+    @cache
+    def write(name: str) -> TinyModel:
+        return write_zoo_model(name, tmp_path_factory.mktemp(name))
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
 )
+from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from tests.pipeline.models import (
     TinyModel,
@@ -63,10 +64,8 @@ def _t5_tokenizer() -> Any:
     tokenizer.decoder = decoders.Metaspace()
     trainer: Any = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(["a photo of a red cat and a blue dog in a castle, bad, highly detailed"] * 50, trainer)
-    import json
-
     vocabulary = [(token, score) for token, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
-    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
 def _vae(latent_channels: int = 4, **changes: Any) -> Any:
@@ -329,6 +328,10 @@ ZOO: dict[str, tuple[str, Callable[..., Any], Callable[[Any], dict[str, Tensor]]
     "flux_schnell": ("flux", build_schnell, _single_flux),
 }
 """Name -> family, what builds a random pipeline, what gives its weights as a single file has them."""
+
+
+Zoo = Callable[[str], TinyModel]
+"""Gives the model of a name, written once."""
 
 
 def write_zoo_model(name: str, folder: Path, seed: int = 0) -> TinyModel:
