@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import SdbatchError
+from sdbatch.verbs.records import FORMS, spell_forms, write_records
 from sdbatch.verbs.words import read_words
 
-HIDDEN = ("blocks", "metadata", "path", "name")
+OPTIONS = {**FORMS, "hash": "true"}
+HIDDEN = ("blocks", "metadata", "path", "name", "size")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Inspect. Returns 0, or 1 when a file cannot be read."""
-    files = [word for word in arguments if "=" not in word or Path(word).exists()]
-    words = read_words("inspect", [word for word in arguments if word not in files], (), {"json": "false", "hash": "true"})
-    if not files:
-        read_words("inspect", [], ("FILE...",), {"json": "false", "hash": "true"})
+    given = spell_forms(arguments)
+    files = [word for word in given if ("=" not in word and not word.startswith("-")) or Path(word).exists()]
+    words = read_words("inspect FILE...", [word for word in given if word not in files], () if files else ("FILE...",), OPTIONS)
     from sdbatch.weights.hashes import Hasher
     from sdbatch.weights.index import Index
     from sdbatch.weights.inspection import inspect_file
 
-    index, hasher, code = Index(), Hasher() if words["hash"] == "true" else None, 0
+    index, hasher = Index(), Hasher() if words["hash"] == "true" else None
+    records: list[dict[str, Any]] = []
+    code = 0
     for name in files:
         try:
-            record = inspect_file(Path(name), index, hasher)
+            records.append(inspect_file(Path(name), index, hasher))
         except SdbatchError as error:
             sys.stderr.write(f"{error}\n")
             code = 1
-            continue
-        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n" if words["json"] == "true" else to_text(record))
+    write_records(records, words, lambda found: "".join(to_text(record) for record in found))
     return code
 
 
 def to_text(record: dict[str, Any]) -> str:
     """A record as lines; what is unknown is left out."""
-    shown = {key: value for key, value in record.items() if key not in HIDDEN and value not in (None, [], {}, "")}
+    shown = {key: value for key, value in record.items() if key not in HIDDEN and value not in (None, [], {}, "", False)}
     width = max(len(key) for key in shown)
     lines = [f"  {key.ljust(width)}  {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in shown.items()]
-    return "\n".join([str(record["path"]), *lines]) + "\n"
+    return "\n".join([str(record["path"]), *lines, *_block_lines(record["blocks"])]) + "\n"
+
+
+def _block_lines(blocks: Sequence[dict[str, Any]]) -> list[str]:
+    """Rank and alpha of an adapter's blocks: `down_1: 24 modules, rank 8-16, alpha 4`."""
+    lines: list[str] = []
+    for block in blocks:
+        words = [f"{block['modules']} modules"]
+        for what in ("rank", "alpha"):
+            low, high = block[f"{what}_min"], block[f"{what}_max"]
+            words += [f"{what} {_span(low, high)}"] if high is not None else []
+        lines.append(f"    {block['block']}: {', '.join(words)}")
+    return lines
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"

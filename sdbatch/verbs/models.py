@@ -1,47 +1,51 @@
-"""`sdbatch models [GROUP]`: every weight file that is an option, and what it is."""
+"""`sdbatch models [GROUP...]`: every weight file that is an option, and what it is."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sdbatch.errors import ConfigError, did_you_mean
+from sdbatch.verbs.records import FORMS, spell_forms, write_records
 from sdbatch.verbs.words import read_words
 
 
 def main(arguments: Sequence[str]) -> int:
     """List. Returns the exit code."""
-    groups = [word for word in arguments if "=" not in word]
-    words = read_words("models", [word for word in arguments if "=" in word], (), {"paths": "models", "json": "false"})
+    given = spell_forms(arguments)
+    groups = [word for word in given if "=" not in word and not word.startswith("-")]
+    words = read_words("models [GROUP...]", [word for word in given if word not in groups], (), {"paths": "models", **FORMS})
     from sdbatch.weights.catalog import Catalog
     from sdbatch.weights.index import Index
+    from sdbatch.weights.inspection import summarize
     from sdbatch.weights.kinds import GROUPS
-    from sdbatch.weights.record import to_record
 
     for group in groups:
         if group not in GROUPS:
             raise ConfigError(f"{group}: no group of weight files. {did_you_mean(group, GROUPS)}")
-    listed = list(Index().list_catalog(Catalog([Path(root) for root in words["paths"].split(",")]), groups or None))
-    if words["json"] == "true":
-        for item in listed:
-            facts = to_record(item.identity) if item.identity else {"path": str(item.path), "fault": item.fault}
-            sys.stdout.write(json.dumps({"option": f"{item.group}={item.name}", **facts}, ensure_ascii=False) + "\n")
-        return 0
-    rows = [(f"{item.group}={item.name}", item.fault or describe_file(item.identity), str(item.path)) for item in listed]
-    sys.stdout.write(to_columns(rows) or f"No weight files in {words['paths']}. Put them into models/checkpoints, models/loras, ...\n")
+    catalog = Catalog([Path(root) for root in words["paths"].split(",")])
+    records: list[dict[str, Any]] = []
+    for item in Index().list_catalog(catalog, groups or None):
+        known = summarize(item.identity) if item.identity else {"path": str(item.path), "group": item.group}
+        records.append({"option": f"{item.group}={item.name}", "fault": item.fault, **known})
+    write_records(records, words, lambda found: to_text(found) or f"No weight files in {words['paths']}. {PUT_THEM}\n")
     return 0
 
 
-def describe_file(identity: object) -> str:
-    """What a file is, in a few words with its size in numbers."""
-    from sdbatch.weights.fit import describe
-    from sdbatch.weights.identify import Identity
+PUT_THEM = "Put them into models/checkpoints, models/loras, ..., or run `sdbatch pull`."
 
-    assert isinstance(identity, Identity)
-    numbers = f"{identity.parameters / 1e6:.1f} M" if identity.parameters else ""
-    return ", ".join(text for text in (describe(identity), numbers, identity.dtype or "") if text)
+
+def to_text(records: Sequence[dict[str, Any]]) -> str:
+    """Option, what it is, and where, in aligned columns."""
+    return to_columns([(record["option"], record["fault"] or describe_record(record), record["path"]) for record in records])
+
+
+def describe_record(record: dict[str, Any]) -> str:
+    """What a file is, in a few words with its size in numbers."""
+    numbers = f"{record['parameters'] / 1e6:.1f} M" if record["parameters"] else ""
+    kinds = [word for word in (record["variant"], record["algorithm"]) if word not in ("base", "vae", "lora")]
+    return ", ".join(word for word in (record["summary"], *kinds, numbers, record["dtype"]) if word)
 
 
 def to_columns(rows: Sequence[tuple[str, ...]]) -> str:

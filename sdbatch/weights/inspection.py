@@ -18,8 +18,13 @@ def inspect_file(path: Path, index: Index | None = None, hasher: Hasher | None =
     Raises: WeightFileError.
     """
     identity = (index or Index()).identify(path)
-    record = {**to_record(identity), "summary": describe(identity)}
+    record = summarize(identity)
     return {**record, **to_hash_record(identity, hasher)} if hasher else record
+
+
+def summarize(identity: Identity) -> dict[str, Any]:
+    """The record of a file and one line on what it is."""
+    return {**to_record(identity), "summary": describe(identity)}
 
 
 def to_hash_record(identity: Identity, hasher: Hasher) -> dict[str, str | None]:
