@@ -78,7 +78,7 @@ class Claims:
         self._clock = clock
         self._held: dict[int, int] = {}
         """Shard -> open file of its claim, which stays ours to touch even when its name was taken over."""
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[str, _Seen] = {}
         self._lock = threading.Lock()
 
     def _open(self, shard: int) -> Path:
@@ -90,52 +90,69 @@ class Claims:
 
     def take(self, shard: int) -> bool:
         """Claim a shard that is free. False when it is held or finished."""
-        path = self._open(shard)
         with explained("cannot claim work in", self.folder):
             try:
-                handle = _create(path)
+                handle = self._write(self._open(shard))
             except FileExistsError:
                 return False
-            os.write(handle, str(Owner(self.worker, Process.own())).encode())
-            with self._lock:
-                self._held[shard] = handle
-            # Looked at last: a shard may be finished between a look and the claim, but never after it.
-            if self._done(shard).exists():
-                self.drop(shard)
-                return False
+            return self._keep(shard, handle)
+
+    def _write(self, path: Path) -> int:
+        handle = _create(path)
+        os.write(handle, str(Owner(self.worker, Process.own())).encode())
+        return handle
+
+    def _keep(self, shard: int, handle: int) -> bool:
+        with self._lock:
+            self._held[shard] = handle
+        # Looked at last: a shard may be finished between a look and the claim, but never after it.
+        if self._done(shard).exists():
+            self.drop(shard)
+            return False
         return True
 
     def take_over(self, shard: int) -> bool:
         """Claim a shard whose owner is dead or has not touched it for the length of a lease, as seen by repeated calls."""
         path = self._open(shard)
         with explained("cannot claim work in", self.folder):
-            if (seen := self._observe(shard)) is not None:
-                if not self._is_stale(seen):
-                    return False
+            seen = self._observe(path)
+            if seen is None:
+                return self.take(shard)
+            if not self._is_stale(seen) or not self._enter(path):
+                return False
+            try:
+                if _signature(path.stat()) != seen.signature:
+                    return False  # another took it over since the look, or its owner came back
                 aside = path.with_name(temporary_name(path.name))
-                try:
-                    path.rename(aside)  # one of several observers succeeds
-                except FileNotFoundError:
-                    return False
-                if _signature(aside.stat()) != seen.signature:
-                    # Another took it over since the look, or its owner came back: it is put where it was.
-                    with suppress(FileExistsError):
-                        os.link(aside, path)
-                    aside.unlink()
-                    return False
-                aside.unlink()
-        return self.take(shard)
+                handle = self._write(aside)
+                aside.replace(path)  # in one step: there is no moment in which the shard looks free
+            except FileNotFoundError:
+                return False
+            finally:
+                _door(path).unlink(missing_ok=True)
+            return self._keep(shard, handle)
 
-    def _observe(self, shard: int) -> _Seen | None:
-        """The claim as it is, with the time since it is so; None when there is none."""
-        path = self._open(shard)
+    def _enter(self, path: Path) -> bool:
+        """Become the only one who takes over this claim now. The door of one who died behind it is opened after a lease."""
+        door = _door(path)
+        try:
+            os.close(_create(door))
+        except FileExistsError:
+            seen = self._observe(door)
+            if seen is not None and self._clock() - seen.since_s >= self.lease_s:
+                door.unlink(missing_ok=True)
+            return False
+        return True
+
+    def _observe(self, path: Path) -> _Seen | None:
+        """The file of a claim as it is, with the time since it is so; None when there is none."""
         try:
             signature = _signature(path.stat())
-            known = self._seen.get(shard)
+            known = self._seen.get(path.name)
             if known is None or known.signature != signature:
-                known = self._seen[shard] = _Seen(signature, Owner.parse(path.read_text()), self._clock())
+                known = self._seen[path.name] = _Seen(signature, Owner.parse(path.read_text()), self._clock())
         except FileNotFoundError:
-            self._seen.pop(shard, None)
+            self._seen.pop(path.name, None)
             return None
         return known
 
@@ -144,7 +161,7 @@ class Claims:
 
     def is_waited_for(self, shard: int) -> bool:
         """Whether it takes a wait to know that the owner lives: no, for a process of this machine that does."""
-        seen = self._observe(shard)
+        seen = self._observe(self._open(shard))
         return seen is not None and not (seen.owner.process is not None and seen.owner.process.is_here)
 
     def beat(self) -> list[int]:
@@ -320,6 +337,11 @@ def _create(path: Path) -> int:
     except FileNotFoundError:
         path.parent.mkdir(exist_ok=True)
         return os.open(path, flags, 0o666)
+
+
+def _door(path: Path) -> Path:
+    """Held by who takes over a claim, for that moment."""
+    return path.with_name(f".taking-{path.name}")
 
 
 def _signature(found: os.stat_result) -> _Signature:

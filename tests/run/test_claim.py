@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch.results import disk
 from sdbatch.results.disk import Process
 from sdbatch.run import claim
 from sdbatch.run.claim import Claims, Owner, clear, drop_dead, iter_owners, remove, watch_alive
@@ -158,17 +157,25 @@ def test_an_owner_that_comes_back_between_the_look_and_the_take_keeps_its_claim(
     owner, observer = Claims(folder, "a"), Claims(folder, "b", lease_s=1, clock=clock)
     owner.take(0)
     elsewhere(owner, 0)
-    assert not observer.take_over(0)
-    clock.now_s = 1
-    name = disk.temporary_name
 
-    def beat_first(final: str) -> str:
-        owner.beat()
-        return name(final)
+    def beat_first(*_: object) -> bool:
+        return not owner.beat()
 
-    monkeypatch.setattr(claim, "temporary_name", beat_first)
+    monkeypatch.setattr(observer, "_is_stale", beat_first)
     assert not observer.take_over(0)
     assert owner.beat() == [] and owner.holds(0)
+    assert [path.name for path in (folder / "0000").iterdir()] == ["000000"]
+
+
+def test_who_dies_while_taking_over_delays_the_next_by_a_lease(folder: Path, clock: Clock) -> None:
+    owner, observer = Claims(folder, "a"), Claims(folder, "b", lease_s=10, clock=clock)
+    owner.take(0)
+    elsewhere(owner, 0)
+    (folder / "0000/.taking-000000").touch()
+    for now_s in (0, 10, 20):
+        clock.now_s = now_s
+        assert not observer.take_over(0)
+    assert observer.take_over(0)
 
 
 def test_a_shard_that_was_finished_is_finished_whoever_holds_it(folder: Path, clock: Clock) -> None:
