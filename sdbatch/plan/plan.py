@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from sdbatch.plan.axis import Codes
 from sdbatch.plan.cells import cell_of
 from sdbatch.plan.draft import Column
 from sdbatch.plan.tree import Tree, overlay
+from sdbatch.results.ids import Ids, ids_of_text
 
 SMALL_PLAN = 100_000
 HUGE_PLAN = 10_000_000
@@ -57,9 +58,9 @@ class Plan:
         """16 hex digits: equal for the same set of images."""
         return plan_id(self.image_ids)
 
-    def adopt(self, done: Collection[str]) -> Plan:
+    def adopt(self, done: Ids) -> Plan:
         """The same plan without work for cells that are done: these come first, the rest is cut into shards anew."""
-        made = np.array([image_id in done for image_id in self.image_ids], dtype=bool)
+        made = done.contains(ids_of_text("".join(self.image_ids).encode()))
         order = np.argsort(~made, kind="stable")
         shard = np.full(len(self), -1, dtype=np.int64)
         count = int(made.sum())

@@ -8,7 +8,7 @@ import time
 
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import committed
+from sdbatch.results.reader import read_index
 from sdbatch.run import claim
 from sdbatch.run.engine_state import EngineState, engine_states
 from sdbatch.run.outcome import count
@@ -39,7 +39,7 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher) -> Tally:
     try:
         while not over.is_set():
             looked_s = time.monotonic()
-            made, tally.failed = count(plan, committed(folder))
+            made, tally.failed = count(plan, read_index(folder))
             tally.made = made - before
             if tally.made + tally.failed >= tally.total:
                 break

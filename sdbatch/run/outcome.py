@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import Committed
+from sdbatch.results.reader import Committed, Index
 from sdbatch.run.launchers.command import Submission
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Tally
@@ -59,11 +59,10 @@ class Printed:
     text: str
 
 
-def count(plan: PlanFile, state: Committed) -> tuple[int, int]:
+def count(plan: PlanFile, state: Committed | Index) -> tuple[int, int]:
     """How many cells of the plan are made, and how many were tried in vain."""
     made = faulty = 0
-    done, tried = state.done, state.faulty
-    for ids, _ in plan.iter_ids():
-        made += sum(image_id in done for image_id in ids)
-        faulty += sum(image_id in tried for image_id in ids)
+    for ids, _, _ in plan.iter_keys():
+        made += int(state.done.contains(ids).sum())
+        faulty += int(state.faulty.contains(ids).sum())
     return made, faulty

@@ -62,18 +62,16 @@ def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
 
 def _lost_adopted(plan: PlanFile, state: Committed) -> bool:
     """Whether a cell that was made before its plan is not there any more, so that no shard would make it."""
-    done = state.done
-    return any(shard < 0 and image_id not in done for ids, shards in plan.iter_ids() for image_id, shard in zip(ids, shards, strict=True))
+    return any(bool(((shards < 0) & ~state.done.contains(ids)).any()) for ids, shards, _ in plan.iter_keys())
 
 
 def open_claims(folder: SweepFolder, plan: PlanFile, state: Committed) -> None:
     """Let workers begin: claims with the shards that need no work, unless workers have begun."""
     if folder.claims.is_dir():
         return
-    done = state.done
-    needed = {
-        shard for ids, shards in plan.iter_ids() for image_id, shard in zip(ids, shards, strict=True) if shard >= 0 and image_id not in done
-    }
+    needed: set[int] = set()
+    for ids, shards, _ in plan.iter_keys():
+        needed.update(shards[(shards >= 0) & ~state.done.contains(ids)].tolist())
     claim.clear(folder.claims, [shard for shard in range(plan.shards) if shard not in needed])
 
 

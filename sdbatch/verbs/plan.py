@@ -12,13 +12,12 @@ def main(arguments: Sequence[str]) -> int:
     """Plan and print. Returns the exit code."""
     from sdbatch.plan.estimate import estimate
     from sdbatch.results.folder import SweepFolder
-    from sdbatch.results.reader import committed
+    from sdbatch.results.reader import read_index
     from sdbatch.run.prepare import prepare
 
     job = prepare(read_arguments(arguments))
     folder = SweepFolder(job.out)
-    done = committed(folder).done if folder.is_sweep else set[str]()
-    made = sum(image_id in done for image_id in job.plan.image_ids)
+    made = len(read_index(folder).done & set(job.plan.image_ids)) if folder.is_sweep else 0
     told = estimate(job.plan)
     lines = [f"{job.settings.name}: {len(job.plan)} images in {job.out}" + (f", {made} of them made already" if made else "")]
     lines += [f"  axis     {key}: {count}" for key, count in job.axes.items()]
