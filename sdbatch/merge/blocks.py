@@ -156,6 +156,8 @@ def find_block(name: str, layers: int, blocks: int) -> int | None:
     match name.split("."):
         case ["unet", "conv_in", *_]:
             return 0
+        case ["unet", "conv_norm_out" | "conv_out", *_]:
+            return 2 * inputs  # with the last block, as in the mergers for A1111
         case ["unet", "down_blocks", block, "downsamplers", *_]:
             return (int(block) + 1) * (layers + 1)
         case ["unet", "down_blocks", block, _, layer, *_]:

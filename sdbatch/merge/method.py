@@ -6,6 +6,7 @@ Sources: TIES, arXiv 2306.01708; DARE, arXiv 2311.03099; slerp, Shoemake 1985. `
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,15 +45,17 @@ def add_difference(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:
 
 
 def slerp(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:
-    """From a to b along the arc between their directions."""
+    """From a to b along the arc between their directions, the length in step; exactly a at 0 and exactly b at 1."""
     a, b = tensors
-    lengths = a.norm() * b.norm()
-    cosine = float((a * b).sum() / lengths) if lengths > 0 else 1.0
+    length_a, length_b = float(a.double().norm()), float(b.double().norm())
+    cosine = float((a.double() * b).sum()) / (length_a * length_b) if length_a * length_b > 0 else 1.0
     if abs(cosine) > SAME_DIRECTION:
         return torch.lerp(a, b, knobs.ratio)
-    angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))
-    shares = torch.sin(torch.stack([(1 - knobs.ratio) * angle, knobs.ratio * angle])) / torch.sin(angle)
-    return a * float(shares[0]) + b * float(shares[1])
+    angle = math.acos(cosine)
+    length = length_a * (1 - knobs.ratio) + length_b * knobs.ratio
+    share_a = math.sin((1 - knobs.ratio) * angle) / math.sin(angle) * (length / length_a)
+    share_b = math.sin(knobs.ratio * angle) / math.sin(angle) * (length / length_b)
+    return a * share_a + b * share_b
 
 
 def ties(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:

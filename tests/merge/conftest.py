@@ -29,7 +29,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """A random model of a family, made once."""
-    return cache(lambda name: write_zoo_model(name, tmp_path_factory.mktemp(name)))
+
+    def write(name: str) -> TinyModel:
+        return write_zoo_model(name, tmp_path_factory.mktemp(name))
+
+    return cache(write)
 
 
 def weight_file(path: Path) -> WeightFile:

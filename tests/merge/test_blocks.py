@@ -79,6 +79,8 @@ def test_the_block_is_the_number_in_the_original_name(blocks: int, inputs: int) 
                 assert found == inputs
             case "output_blocks":
                 assert found == inputs + 1 + int(parts[1]), own
+            case "out":
+                assert found == 2 * inputs
             case _:
                 assert found is None, own
 

@@ -221,6 +221,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[WeightFile]:
         ("weighted_sum", 0.3, ""),
         ("add_difference", 0.8, ""),
         ("slerp", 0.4, ""),
+        ("ties", 0.5, ""),
         ("weighted_sum", 0.25, "GRAD_V"),
         ("weighted_sum", 0.9, "COSINE"),
     ],
@@ -229,8 +230,9 @@ def test_equals_sd_mecha(method: str, ratio: float, blocks: str, originals: list
     from tests.merge.oracle import merge_with_mecha
 
     weights = read_blocks(blocks) if blocks else ()
-    count = 3 if method == "add_difference" else 2
-    merge = Merge(originals[1], originals[2] if count == 3 else None, method, ratio, weights)
+    count = 3 if method in ("add_difference", "ties") else 2
+    # All changes kept: sd-mecha trims one fewer than the paper's share, which test_methods.py computes by hand.
+    merge = Merge(originals[1], originals[2] if count == 3 else None, method, ratio, weights, density=1.0)
     started = time.monotonic()
     make_checkpoint(Order(originals[0], tmp_path / "ours.safetensors", merge), quiet)
     assert time.monotonic() - started < 20
