@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sdbatch.adapters.finite import refuse_not_finite
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.reader import read_header
@@ -33,12 +34,13 @@ def read_tensors(file: WeightFile) -> TensorFile:
     """All tensors of a safetensors or pickle file, on the CPU and in the file's own dtype.
 
     Raises:
-        WeightFileError: missing, damaged, no weight file, or a pickle that holds more than tensors.
+        WeightFileError: missing, damaged, no weight file, a pickle that holds more than tensors, or values that are no numbers.
     """
     path = Path(file.path)
-    if read_header(path).format == "safetensors":
-        return _read_safetensors(file, path)
-    return TensorFile(_tensors_only(_load_pickle(file, path)))
+    is_safetensors = read_header(path).format == "safetensors"
+    found = _read_safetensors(file, path) if is_safetensors else TensorFile(_tensors_only(_load_pickle(file, path)))
+    refuse_not_finite(found.tensors, f"{file.name} ({path.name})")
+    return found
 
 
 def read_pickle(file: WeightFile) -> dict[Any, Any]:
