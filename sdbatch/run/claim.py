@@ -76,17 +76,17 @@ class Claims:
         self.worker = worker
         self.lease_s = lease_s
         self._clock = clock
+        self._name = str(Owner(worker, Process.own())).encode()
         self._held: dict[int, int] = {}
         """Shard -> open file of its claim, which stays ours to touch even when its name was taken over."""
         self._seen: dict[str, _Seen] = {}
         self._lock = threading.Lock()
 
     def _open(self, shard: int) -> Path:
-        return self.folder / f"{shard // GROUP_SHARDS:04d}" / f"{shard:06d}"
+        return self.folder / f"{shard // GROUP_SHARDS:04d}/{shard:06d}"
 
     def _done(self, shard: int) -> Path:
-        path = self._open(shard)
-        return path.with_name(f"{path.name}.done")
+        return self.folder / f"{shard // GROUP_SHARDS:04d}/{shard:06d}.done"
 
     def take(self, shard: int) -> bool:
         """Claim a shard that is free. False when it is held or finished."""
@@ -99,7 +99,7 @@ class Claims:
 
     def _write(self, path: Path) -> int:
         handle = _create(path)
-        os.write(handle, str(Owner(self.worker, Process.own())).encode())
+        os.write(handle, self._name)
         return handle
 
     def _keep(self, shard: int, handle: int) -> bool:

@@ -1,0 +1,285 @@
+"""Whether coordination keeps up with a cluster: claims, commits, status and resume of a million cells.
+
+python -m tests.benchmarks.scale [--cells 1000000] [--workers 200] [--keep FOLDER]
+
+The workers are threads of a few processes. Claims, the order of shards, parts, tar blocks, their names, flushes and
+folders are the real ones; only the pictures are not: each is the same small PNG, and its row a copy of one with its id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sdbatch.plan.store import PlanFile, write_plan
+from sdbatch.results.arrow import integers, strings
+from sdbatch.results.commit import make_folders, part_bytes
+from sdbatch.results.disk import publish, sync_folders, write_temporary
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.row import ImageFile, Origin, row_of, table_of
+from sdbatch.results.schema import SCHEMA
+from sdbatch.run.claim import Claims, clear
+from sdbatch.run.share import Share
+from sdbatch.run.worker import block_cells
+
+PROCESSES = 2
+SIZE = "8"
+
+
+@dataclass
+class Spent:
+    """What a worker did and where its time went."""
+
+    claims: int = 0
+    commits: int = 0
+    images: int = 0
+    claim_s: float = 0.0
+    commit_s: float = 0.0
+
+
+def make_sweep(folder: SweepFolder, cells: int) -> None:
+    """Plan so many cells and begin their folder, as a run does."""
+    from sdbatch.config.arguments import read_arguments
+    from sdbatch.run.prepare import prepare
+
+    axes = ["lora=[style_a]", "lora.style_a.weight=0,0.5,1,1.5", "prompt=a fox,a dog,a cat,an owl,a frog"]
+    sizes = [f"width={SIZE}", f"height={SIZE}", "output=webdataset", "tracking=none", f"out={folder.path}"]
+    job = prepare(read_arguments(["engine=rehearsal", *axes, *sizes, f"seed=range(0,{cells // 20})", "-m"]))
+    folder.create()
+    folder.write_about({"name": "scale", "plan_id": job.plan.plan_id, "settings": job.settings.to_dict()})
+    write_plan(job.plan, folder.plan)
+    clear(folder.claims)
+
+
+class Maker:
+    """Commits blocks of one plan."""
+
+    def __init__(self, folder: SweepFolder) -> None:
+        from sdbatch.pipeline.rehearsal import RehearsalEngine
+        from sdbatch.results.png import png_of
+
+        self.folder = folder
+        self.plan = PlanFile(folder.plan)
+        self.least = block_cells(self.plan.cells, "webdataset")
+        cell = self.plan.shard(0)[0]
+        picture = RehearsalEngine().start([cell], lambda done, total: None).finish()[0]
+        self.png = png_of(cell, picture.pixels, None)
+        row = row_of(picture, ImageFile("x", len(self.png), "ab" * 32), Origin("scale", "w"))
+        self.row = table_of([row | {"image_offset": 0}])
+        self.keys = [(ids, shards) for ids, shards in self.plan.iter_ids()]
+        self.shards = np.concatenate([np.array(shards) for _, shards in self.keys])
+        self.ids = [image_id for ids, _ in self.keys for image_id in ids]
+
+    def commit(self, shard: int, block: int, ids: list[str], worker: str) -> None:
+        """As the writer of a worker does, from the encoded images on."""
+        path = self.folder.block(shard, block, "tar", self.plan.cells)
+        make_folders([path.parent], self.folder.path)
+        sink, offsets = io.BytesIO(), []
+        with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for image_id in ids:
+                member = tarfile.TarInfo(f"{image_id}.png")
+                member.size = len(self.png)
+                tar.addfile(member, io.BytesIO(self.png))
+                offsets.append(tar.offset - -(-len(self.png) // 512) * 512)
+        publish(write_temporary(path, sink.getvalue()), path)
+        sync_folders([path.parent])
+        table = self.row.take(integers(np.zeros(len(ids), np.int64)))
+        place = path.relative_to(self.folder.path).as_posix()
+        columns = {
+            "image_id": strings(ids),
+            "image": strings([f"{place}/{image_id}.png" for image_id in ids]),
+            "image_offset": integers(np.array(offsets)),
+            "worker": strings([worker] * len(ids)),
+        }
+        table = pa.table([columns.get(name, table[name]) for name in SCHEMA.names], schema=SCHEMA)
+        part = self.folder.part(shard, block, self.plan.cells)
+        make_folders([part.parent], self.folder.rows)
+        publish(write_temporary(part, part_bytes(table)), part)
+        sync_folders([part.parent])
+
+    def work(self, index: int, workers: int) -> Spent:
+        """One worker, to the end."""
+        spent = Spent()
+        claims = Claims(self.folder.claims, f"worker-{index:03d}")
+        walk = Share(claims, [0] * self.plan.shards, index, workers).iter_claimed(lambda _: None)
+        while True:
+            started_s = time.perf_counter()
+            shard = next(walk, None)
+            spent.claim_s += time.perf_counter() - started_s
+            if shard is None:
+                return spent
+            first, last = np.searchsorted(self.shards, [shard, shard + 1]).tolist()
+            for block, start in enumerate(range(first, last, self.least)):
+                ids = self.ids[start : min(last, start + self.least)]
+                started_s = time.perf_counter()
+                self.commit(shard, block, ids, claims.worker)
+                spent.commit_s += time.perf_counter() - started_s
+                spent.commits += 1
+                spent.images += len(ids)
+            started_s = time.perf_counter()
+            claims.finish(shard)
+            spent.claim_s += time.perf_counter() - started_s
+            spent.claims += 1
+
+
+def run_workers(path: str, first: int, last: int, workers: int) -> list[Spent]:
+    """Some of the workers, as threads of this process."""
+    maker = Maker(SweepFolder(path))
+    with ThreadPoolExecutor(last - first) as pool:
+        return list(pool.map(lambda index: maker.work(index, workers), range(first, last)))
+
+
+def claim_many(path: str, first: int, last: int) -> float:
+    """Claim and finish shards as fast as it goes."""
+    claims = Claims(Path(path), f"w{first}")
+    started_s = time.perf_counter()
+    for shard in range(first, last):
+        claims.take(shard)
+        claims.finish(shard)
+    return time.perf_counter() - started_s
+
+
+def commit_many(path: str, first: int, last: int, threads: int) -> float:
+    """Publish parts of 64 rows, whose bytes are there already, from some threads at once: what the disk allows."""
+    folder = SweepFolder(path)
+    data = os.urandom(27_000)
+
+    def one(shard: int) -> None:
+        part = folder.part(shard, 0, 20_000)
+        make_folders([part.parent], folder.rows)
+        publish(write_temporary(part, data), part)
+        sync_folders([part.parent])
+
+    started_s = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(one, range(first, last)))
+    return time.perf_counter() - started_s
+
+
+def in_processes(function: Any, count: int, *arguments: Any) -> list[Any]:
+    """`function(path, first, last, ...)` over a range, shared out to the processes."""
+    bounds = [count * number // PROCESSES for number in range(PROCESSES + 1)]
+    path, *rest = arguments
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        futures = [pool.submit(function, path, low, high, *rest) for low, high in zip(bounds, bounds[1:], strict=False)]
+        return [future.result() for future in futures]
+
+
+def measure_protocol(scratch: Path) -> None:
+    """Claims and commits by themselves."""
+    clear(scratch / "claims")
+    count = 20_000
+    took_s = max(in_processes(claim_many, count, str(scratch / "claims")))
+    print(f"claims: {count / took_s:,.0f} a second taken and finished, {PROCESSES} processes", flush=True)
+    folder = SweepFolder(scratch / "commits")
+    folder.create()
+    for threads in (1, 16, 100):
+        count = 1_000 * min(4, threads)
+        shutil.rmtree(folder.rows)
+        folder.rows.mkdir()
+        took_s = max(in_processes(commit_many, count, str(folder.path), threads))
+        print(f"commits: {count / took_s:,.0f} a second by {PROCESSES} x {threads} writers", flush=True)
+
+
+def measure_sweep(folder: SweepFolder, cells: int, workers: int) -> None:
+    """All cells by all workers, then what is there."""
+    started_s = time.perf_counter()
+    make_sweep(folder, cells)
+    plan = PlanFile(folder.plan)
+    print(
+        f"plan: {cells:,} cells in {plan.shards:,} shards, {time.perf_counter() - started_s:.1f} s, {folder.plan.stat().st_size / cells:.1f} bytes a cell",
+        flush=True,
+    )
+    started_s = time.perf_counter()
+    spent = [item for items in in_processes(run_workers, workers, str(folder.path), workers) for item in items]
+    took_s = time.perf_counter() - started_s
+    images, commits, claims = (sum(getattr(item, name) for item in spent) for name in ("images", "commits", "claims"))
+    assert images == cells, f"{images} images of {cells}"
+    claim_s, commit_s = sum(item.claim_s for item in spent), sum(item.commit_s for item in spent)
+    cpu_s = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"sweep: {workers} workers, {took_s:.0f} s, {images / took_s:,.0f} images/s, {commits / took_s:,.0f} commits/s of {images / commits:.0f}, {claims / took_s:,.0f} claims/s"
+    )
+    print(
+        f"  a worker waits {1e3 * claim_s / claims:.1f} ms for a shard of {images / claims:.0f} images and {1e3 * commit_s / commits:.1f} ms for a commit (behind its back)"
+    )
+    print(f"  CPU of all processes: {1e3 * (cpu_s.ru_utime + cpu_s.ru_stime) / images:.3f} ms an image")
+    parts, blocks = folder.parts(), folder.block_files()
+    entries = max(len(names) + len(files) for _, names, files in os.walk(folder.path))
+    row_bytes = sum(part.stat().st_size for part in parts)
+    print(
+        f"  files: {len(parts):,} parts, {len(blocks):,} blocks, {claims:,} marks: {(len(parts) + len(blocks) + claims) / images:.3f} an image; at most {entries:,} entries in a folder"
+    )
+    print(f"  rows: {row_bytes / images:.0f} bytes an image before a merge", flush=True)
+
+
+READ = """
+import json, resource, sys, time
+started_s, cpu_s = time.perf_counter(), time.process_time()
+{body}
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([time.perf_counter() - started_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, told]))
+"""
+STATUS = """
+from sdbatch.results.folder import SweepFolder
+from sdbatch.run.progress import measure
+told = measure(SweepFolder(sys.argv[1])).counts
+"""
+RESUME = """
+from pathlib import Path
+from sdbatch.run.launch import resume
+ending = resume(Path(sys.argv[1]))
+told = [ending.done, ending.cells]
+"""
+
+
+def measure_readers(folder: SweepFolder) -> None:
+    """Status and resume, each in a process of its own, as a user has it."""
+    for name, body in (("status", STATUS), ("resume of the finished sweep", RESUME)):
+        before = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
+        for temperature in ("first", "again"):
+            code = READ.format(body=body)
+            done = subprocess.run([sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
+            wall_s, cpu_s, peak_mb, told = json.loads(done.stdout.splitlines()[-1])
+            print(f"{name} ({temperature}): {wall_s:.2f} s, {cpu_s:.2f} s CPU, {peak_mb:.0f} MB at the peak: {told}", flush=True)
+        after = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
+        assert before == after, f"{name} rewrote something"
+
+
+def main() -> None:
+    """Run all."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cells", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=200)
+    parser.add_argument("--keep", type=Path)
+    asked = parser.parse_args()
+    threading.stack_size(256 * 1024)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = SweepFolder(asked.keep or Path(scratch) / "sweep")
+        if not folder.plan.exists():
+            measure_protocol(Path(scratch))
+            measure_sweep(folder, asked.cells, asked.workers)
+        measure_readers(folder)
+
+
+if __name__ == "__main__":
+    main()
