@@ -26,6 +26,7 @@ from sdbatch.adapters.read import read_json
 from sdbatch.cell import Recipe
 from sdbatch.errors import WeightFileError
 from sdbatch.families import Component, Encoder
+from sdbatch.families.t5 import find_t5_tokenizer, missing_t5_tokenizer
 from sdbatch.pipeline.checkpoint import Checkpoint, FileCheckpoint, FolderCheckpoint, read_replacement
 from sdbatch.pipeline.configs import CLIP_VOCABULARY, Configs, adapt
 from sdbatch.pipeline.merged import MergedCheckpoint
@@ -72,7 +73,9 @@ def load_tokenizer(encoder: Encoder, recipe: Recipe, configs: Configs) -> Any:
         WeightFileError: it is not there. T5's must come with the model; CLIP's vocabulary ships with sdbatch.
     """
     if encoder.kind == "t5":
-        return _load_t5_tokenizer(encoder, recipe, configs)
+        if (folder := find_t5_tokenizer(recipe)) is None:
+            raise WeightFileError(f"family.config: {missing_t5_tokenizer(recipe)}")
+        return T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
     folder = configs.find(encoder.tokenizer)
     if folder is None:
         raise WeightFileError(f"family.config: {configs.folders[-1]} has no {encoder.tokenizer}; it needs the tokenizer's files.")
@@ -80,22 +83,6 @@ def load_tokenizer(encoder: Encoder, recipe: Recipe, configs: Configs) -> Any:
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     marks = read_json(folder / "tokenizer_config.json", "family.config")
     return CLIPTokenizer.from_pretrained(str(CLIP_VOCABULARY), local_files_only=True, pad_token=marks["pad_token"])
-
-
-def _load_t5_tokenizer(encoder: Encoder, recipe: Recipe, configs: Configs) -> Any:
-    folders = [folder / encoder.tokenizer for folder in configs.folders]
-    if recipe.text_encoder_2 is not None:
-        own = Path(recipe.text_encoder_2.path)
-        folders = [own / encoder.tokenizer, own.parent / encoder.tokenizer, *folders]
-    for folder in folders:
-        if any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-            return T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
-    looked = ", ".join(str(folder) for folder in folders)
-    raise WeightFileError(
-        f"family.config: {configs.family.title} needs the tokenizer of T5, which does not ship with sdbatch. Set family.config to the "
-        f"model's own diffusers folder, whose {encoder.tokenizer} holds tokenizer.json or spiece.model (its weights may be missing). "
-        f"Looked in {looked}."
-    )
 
 
 def read_scheduler_config(recipe: Recipe, checkpoint: Checkpoint, configs: Configs) -> dict[str, Any]:

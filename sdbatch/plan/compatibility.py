@@ -10,6 +10,7 @@ from typing import Any
 from sdbatch.cell import SINGLE_PARTS, Recipe
 from sdbatch.errors import Fault, SdbatchError
 from sdbatch.families import FAMILIES
+from sdbatch.families.t5 import find_t5_tokenizer, missing_t5_tokenizer
 from sdbatch.merge.table import find_fault
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.fit import describe, find_mismatch
@@ -41,6 +42,8 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
         yield Fault("checkpoint", f"{recipe.checkpoint.name} {message}.")
         return
     yield from _missing_parts(recipe, base, catalog, index)
+    if any(encoder.kind == "t5" for encoder in FAMILIES[recipe.family].encoders) and find_t5_tokenizer(recipe) is None:
+        yield Fault("family.config", missing_t5_tokenizer(recipe))
     if recipe.merge and (found := find_fault(recipe.merge)):
         yield Fault(f"checkpoint.merge.{found[0]}", found[1])
     for key, group, file in recipe.parts():
@@ -62,11 +65,17 @@ def _find_wrong_model(base: Identity, recipe: Recipe) -> str | None:
         return f"is {describe(base)}, which sdbatch does not run. Families: {', '.join(FAMILIES)}"
     expected = None if base.format == "folder" else _read_width(Path(recipe.config))
     differs = expected is not None and base.cross_attention_width is not None and expected != base.cross_attention_width
-    if family == recipe.family and not differs:
+    if family == recipe.family and not differs and not _differs_in_guidance(base, Path(recipe.config)):
         return None
     model = _MODELS_OF_VARIANT.get((base.family, base.variant or ""), _MODELS[base.family])
     set_up = FAMILIES[recipe.family].title + (f" ({expected}-wide)" if differs and family == recipe.family else "")
     return f"is {describe(base)}, but the model is set up as {set_up}: use model={model}"
+
+
+def _differs_in_guidance(base: Identity, config: Path) -> bool:
+    """FLUX dev and schnell have the same widths; what differs is whether guidance is an input, and the schedule."""
+    has_guidance = _read_json(config / "transformer" / "config.json").get("guidance_embeds")
+    return base.format != "folder" and has_guidance is not None and base.variant == ("schnell" if has_guidance else "dev")
 
 
 def _missing_parts(recipe: Recipe, base: Identity, catalog: Catalog, index: Index) -> Iterator[Fault]:

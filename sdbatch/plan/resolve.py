@@ -14,6 +14,7 @@ from sdbatch.plan.axis import Codes
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
 from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.draft import Draft, FaultList
+from sdbatch.plan.family_rule import FAMILY_KEYS, family_fault
 from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
@@ -38,6 +39,7 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
     faults = FaultList()
     _refuse_idle_axes(draft, defaults, faults)
     _check_ranges(draft, faults)
+    _check_families(draft, faults)
     files = _find_files(draft, book, faults)
     faults.raise_if_any()
     digests = {key: file.sha256 for key, file in files.items()}
@@ -105,6 +107,18 @@ def _check_ranges(draft: Draft, faults: FaultList) -> None:
                 faults.add(key, rule.message(value))
             elif _pattern(key) == "lora.*.blocks" and (told := block_fault(value, {get(plain, "family.name") for plain in draft.groups})):
                 faults.add(key, told)
+
+
+def _check_families(draft: Draft, faults: FaultList) -> None:
+    for index, plain in enumerate(draft.groups):
+        cells = draft.group == index
+        for key in FAMILY_KEYS:
+            column = draft.columns.get(key)
+            codes = np.unique(column.codes[cells]).tolist() if column is not None else [-1]
+            for code in codes:
+                value = get(plain, key) if column is None or code < 0 else column.values[code]
+                if message := family_fault(plain, key, value):
+                    faults.add(key.removesuffix(".name"), message)
 
 
 def _pattern(key: str) -> str:
