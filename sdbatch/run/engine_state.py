@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.launchers.command import Submission, read_submissions
@@ -14,6 +17,8 @@ from sdbatch.run.launchers.command import Submission, read_submissions
 SLURM_S = 5.0
 RAY_S = 30.0
 """Limits of one question; to connect to Ray takes seconds."""
+ASK_S = 30.0
+"""Between two questions of somebody who watches."""
 _ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 
 
@@ -34,13 +39,23 @@ class EngineState:
         return f"{self.submission}: {', '.join(f'{number} {state}' for state, number in self.counts.items()) or 'none left'}"
 
 
-def engine_states(folder: SweepFolder) -> list[EngineState]:
-    """The state of every submission of this sweep whose engine answers; empty for a local sweep."""
+_known: dict[Path, tuple[float, list[EngineState]]] = {}
+
+
+def engine_states(folder: SweepFolder, max_age_s: float = 0.0) -> list[EngineState]:
+    """The state of every submission of this sweep whose engine answers; empty for a local sweep.
+
+    With `max_age_s` an answer that young is given again: engines are not to be asked every second.
+    """
+    asked_s, known = _known.get(folder.path, (-math.inf, []))
+    if time.monotonic() - asked_s <= max_age_s:
+        return known
     found: list[EngineState] = []
     for submission in read_submissions(folder):
         counts = _slurm(submission) if submission.engine == "slurm" else _ray(submission)
         if counts is not None:
             found.append(EngineState(submission, counts))
+    _known[folder.path] = (time.monotonic(), found)
     return found
 
 

@@ -10,7 +10,7 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import read_index
 from sdbatch.run import claim
-from sdbatch.run.engine_state import EngineState, engine_states
+from sdbatch.run.engine_state import ASK_S, EngineState, engine_states
 from sdbatch.run.outcome import count
 from sdbatch.run.supervisor import Child, Tally, Watcher
 from sdbatch.run.worker import Place
@@ -18,8 +18,6 @@ from sdbatch.run.worker import Place
 LOOK_S = 2.0
 LOOK_SHARE = 20
 """A look takes at most one part in this many of the time: a large folder is read less often."""
-ASK_S = 30.0
-"""Between two questions to the engine."""
 
 
 def follow(folder: SweepFolder, before: int, watcher: Watcher) -> Tally:

@@ -31,7 +31,23 @@ def job_file(folder: SweepFolder, launcher: TemplateLauncher, name: str) -> str:
         case _:
             head = f"sky jobs launch FILE; the volume {launcher.volume} must hold this machine's {mount}, models included, at the same path"
             body = _skypilot(launcher, label, command, mount)
-    return f"# {head}.\n# Progress: sdbatch status {out}\n{yaml.safe_dump(body, sort_keys=False, width=1000)}"
+    return f"# {head}.\n# Progress: sdbatch status {out}\n{yaml.dump(body, Dumper=_Dumper, sort_keys=False, width=1000)}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Shell lines as a block; nothing by reference, which people do not read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never."""
+        del data
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _kubernetes(launcher: TemplateLauncher, label: str, command: list[str], mount: Path) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""A task of an engine: which of how many it is, what it does with its devices, and how several share and close a sweep."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdbatch.config.arguments import read_arguments
+from sdbatch.results.folder import SweepFolder
+from sdbatch.run.device import find_places
+from sdbatch.run.launch import run_job
+from sdbatch.run.node import Task, find_task, places_of
+from sdbatch.run.outcome import Printed
+from sdbatch.run.prepare import prepare
+from tests.conftest import Sdbatch
+from tests.engines.sweeps import REHEARSAL, SLOW, check_exact, made
+from tests.engines.waiting import wait_for
+
+
+@pytest.mark.parametrize(
+    ("environment", "task"),
+    [
+        ({}, Task(0, 1)),
+        ({"SLURM_JOB_ID": "7"}, Task(0, 1)),
+        ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}, Task(3, 4)),
+        ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "4"}, Task(3, 4)),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, Task(1, 2)),
+        ({"JOB_COMPLETION_INDEX": "3"}, Task(3, 1)),
+        ({"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "8"}, Task(1, 8)),
+    ],
+)
+def test_the_environment_says_which_task_this_is(environment: dict[str, str], task: Task) -> None:
+    assert find_task(environment) == task
+
+
+def test_devices_of_all_tasks_have_numbers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    places = places_of(Task(2, 3), "auto", None)
+    assert [(place.index, place.workers, place.device) for place in places] == [(4, 6, "cuda:4"), (5, 6, "cuda:5")]
+
+
+def test_more_workers_than_devices_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert [place.device for place in find_places("auto", None, 3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [place.device for place in find_places("auto", None, 1)] == ["cuda:0"]
+    assert [(place.device, place.threads) for place in find_places("cpu", 1, 2)] == [("cpu", 1), ("cpu", 1)]
+
+
+def plan_only(arguments: tuple[str, ...]) -> None:
+    """Plan a sweep in the working directory, for workers that are started by hand."""
+    template = ("hydra/launcher=template", "hydra.launcher.gpus_per_worker=0")
+    assert isinstance(run_job(prepare(read_arguments([*arguments, *template]))), Printed)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sdbatch", "worker", str(folder), "devices=cpu", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_tasks_share_a_sweep_and_one_closes_it(workspace: Path) -> None:
+    drawn = [word for word in SLOW if word != "output.grid=false"]
+    plan_only((*drawn, "seed=range(0,64)"))
+    tasks = [start(workspace / "sweep", f"index={index}", "workers=2") for index in range(2)]
+    told = [task.communicate(timeout=90) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], told
+    check_exact(workspace / "sweep", 64)
+    assert sum("64 of 64 are there" in out for out, _ in told) == 1
+    assert (workspace / "sweep/grid.png").stat().st_size > 0
+    late = start(workspace / "sweep")
+    late.communicate(timeout=60)
+    assert late.returncode == 0
+    assert not (workspace / "sweep/claims").exists()
+
+
+def test_a_stopped_task_says_so_and_a_resume_joins_the_other(workspace: Path, sdbatch: Sdbatch) -> None:
+    sweep = workspace / "sweep"
+    plan_only((*SLOW, "seed=range(0,96)"))
+    tasks = [start(sweep, f"index={index}", "workers=2") for index in range(2)]
+    wait_for(lambda: made(sweep) >= 8, 60, "first images")
+    tasks[0].terminate()
+    tasks[0].communicate(timeout=60)
+    assert tasks[0].returncode == 143
+    joined = sdbatch("resume", "sweep", "hydra/launcher=local")
+    assert "busy with it already; this joins them" in joined.stderr
+    tasks[1].communicate(timeout=90)
+    assert tasks[1].returncode == 0
+    assert sdbatch("resume", "sweep").returncode == 0
+    check_exact(sweep, 96)
+
+
+def test_a_changed_plan_waits_for_workers_that_are_busy(workspace: Path, sdbatch: Sdbatch) -> None:
+    sweep = workspace / "sweep"
+    plan_only((*SLOW, "seed=range(0,64)"))
+    task = start(sweep)
+    wait_for(lambda: made(sweep) >= 4, 60, "first images")
+    longer = sdbatch(*SLOW, "seed=range(0,65)")
+    assert longer.returncode == 2
+    assert "busy with another plan" in longer.stderr
+    task.communicate(timeout=90)
+    check_exact(sweep, 64)
+
+
+def test_an_unplanned_folder_is_refused(workspace: Path, sdbatch: Sdbatch) -> None:
+    refused = sdbatch("worker", "nothing")
+    assert refused.returncode == 2
+    assert "there is no sweep here" in refused.stderr
+    assert "index=x: give a whole number" in sdbatch("worker", "nothing", "index=x").stderr
+
+
+def test_local_workers_make_the_same_images(workspace: Path, sdbatch: Sdbatch) -> None:
+    began_s = time.monotonic()
+    done = sdbatch(*REHEARSAL, "seed=range(0,96)", "hydra.launcher.workers=2", "-m")
+    assert done.returncode == 0, done.stderr
+    assert "on cpu, cpu" in done.stderr
+    assert time.monotonic() - began_s < 60
+    check_exact(SweepFolder("sweep").path, 96)
