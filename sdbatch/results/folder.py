@@ -23,7 +23,7 @@ GROUP_SHARDS = 500
 """Shards whose claims, and rows in a large sweep, share a folder: few enough that none nears 10,000 entries."""
 
 _FILES = ("plan.parquet", "grid.png", "grid.html", "config.yaml", "sweep.json", "log.txt", LOCK)
-_FOLDERS = ("images", "rows", "blocks", "claims", "settled", "damaged")
+_FOLDERS = ("images", "rows", "blocks", "unpacked", "claims", "settled", "damaged")
 _NAMES = frozenset({*_FILES, *_FOLDERS})
 _PART = re.compile(r"part-\d{6,}(-to-\d{6,})?-\d{5,}\.parquet")
 _GROUP = re.compile(r"\d{4,}")
@@ -48,6 +48,8 @@ class SweepFolder:
         self.config = self.path / "config.yaml"
         self.about = self.path / "sweep.json"
         self.log = self.path / "log.txt"
+        self.unpacked = self.path / "unpacked"
+        """Images out of their blocks for a grid to show; may be deleted at any time."""
         self.claims = self.path / "claims"
         """Who works on which shard; only there while the sweep runs."""
         self.settled = self.path / "settled"
@@ -86,6 +88,11 @@ class SweepFolder:
     def is_image_name(name: str) -> bool:
         """Whether a file name is one we give to images."""
         return _IMAGE.fullmatch(name) is not None
+
+    @staticmethod
+    def is_block_name(name: str) -> bool:
+        """Whether a file name is one we give to blocks of images."""
+        return _BLOCK.fullmatch(name) is not None
 
     def part(self, shard: int, block: int, plan_size: int = 0) -> Path:
         """The Parquet part that commits a block of a plan of so many cells."""
@@ -218,9 +225,15 @@ class SweepFolder:
         return len(strays)
 
     def set_aside(self, files: Sequence[Path]) -> list[Path]:
-        """Move damaged files into `damaged/`, where a user can look at them, and return where they are now."""
+        """Move damaged files into `damaged/`, where a user can look at them, and return where they are now.
+
+        Raises: FolderError when one cannot be read at all: a disk or server that stumbles damages no file.
+        """
         moved: list[Path] = []
         for file in files:
+            with explained("cannot read", file), file.open("rb") as handle:
+                while handle.read(1_000_000):
+                    pass
             with explained("cannot move", file):
                 self.damaged.mkdir(exist_ok=True)
                 target = self.damaged / file.name

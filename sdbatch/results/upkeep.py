@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from sdbatch.errors import FolderError
 from sdbatch.results.arrow import integers
 from sdbatch.results.block import container_of, size_if_whole
 from sdbatch.results.commit import part_bytes, read_part
@@ -23,7 +24,7 @@ from sdbatch.results.disk import explained, publish, sync_folders, write_tempora
 from sdbatch.results.folder import LATER, SweepFolder
 from sdbatch.results.ids import Ids, ids_of_text
 from sdbatch.results.keys import read_keys
-from sdbatch.results.reader import Committed, committed
+from sdbatch.results.reader import Committed, committed, damage_of
 from sdbatch.results.schema import OK, STATUSES
 
 MERGED_ROWS = 20_000
@@ -38,6 +39,9 @@ def recover(folder: SweepFolder, retry_faulty: bool = False) -> Committed:
     """
     folder.remove_strays()
     found = committed(folder)
+    for part in found.unreadable:
+        if damage_of(part) is None:
+            raise FolderError(f"{part}: could not be read a moment ago, and can now. Run the same command again to go on.")
     blocks = {place[0] for path in found.paths.values() if (place := container_of(path))}
     broken = [folder.path / block for block in sorted(blocks)]
     folder.set_aside([*found.unreadable, *(block for block in broken if block.exists() and not size_if_whole(block))])

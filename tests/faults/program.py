@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdbatch.results.block import ImageReader
 from sdbatch.results.disk import TEMPORARY
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import committed, load_rows
@@ -108,6 +109,14 @@ def images(folder: Path) -> dict[str, str]:
     """Image file -> SHA-256."""
     found = (path for path in (folder / "images").rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY))
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def pictures(folder: Path) -> dict[str, str]:
+    """Image id -> SHA-256 of its bytes, wherever the row says they are: in a file of their own, a tar, a Parquet file."""
+    sweep = SweepFolder(folder)
+    reader = ImageReader(sweep)
+    table = load_rows(sweep, ["image_id", "image", "image_bytes", "image_offset"])
+    return {row["image_id"]: hashlib.sha256(reader.read(row)).hexdigest() for row in table.to_pylist()}
 
 
 def rows(folder: Path, but: Collection[str] = VOLATILE) -> list[dict[str, object]]:

@@ -44,6 +44,7 @@ def test_whatever_the_disk_has_no_room_for_the_sweep_goes_on_when_there_is(
 ) -> None:
     """The room grows by little, so that the plan, the log, images and rows each meet a full disk."""
     made: list[int] = []
+    ended = Ended(-1, "", "")
     with tmpfs(tmp_path / "m", rooms[0]) as point:
         for room in rooms:
             remount(point, room)

@@ -1,0 +1,180 @@
+"""Workers and drivers that die, hang or are stopped, and the machine that runs out of memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.reader import load_rows
+from tests.faults.conftest import SEEDS
+from tests.faults.program import BY_CHANCE, QUIET, Ended, check_sound, check_whole, images, pictures, rows, run, start, until, workers_of
+
+KILLS = 50
+CELLS = 480
+CHAOS = (*QUIET, f"seed=range(0,{CELLS})", "prompt=drill:slow", "hydra.launcher.workers=4", "memory.threads=1", "out=sweep", "-m")
+
+
+def committed_rows(folder: Path) -> int:
+    """Rows that are there now; a part that is replaced under the reader counts with the next look."""
+    with suppress(Exception):
+        return load_rows(SweepFolder(folder), ["image_id"]).num_rows
+    return 0
+
+
+class Chaos:
+    """A sweep of four workers that are killed at random, and their driver now and then."""
+
+    def __init__(self, folder: Path, sweep: tuple[str, ...], seed: int) -> None:
+        self.folder, self.sweep = folder, sweep
+        self.random = random.Random(seed)
+        self.driver = start(folder, *sweep)
+        self.kills = 0
+        self.at = 0
+
+    def run(self, kills: int) -> None:
+        """Kill so many times, each after some progress, while there is anything left to make."""
+        sweep = self.folder / "sweep"
+        while self.kills < kills:
+            until(lambda: committed_rows(sweep) > self.at or self.driver.poll() is not None, timeout_s=90)
+            self.at = committed_rows(sweep)
+            time.sleep(self.random.random() * 0.3)
+            if self.driver.poll() is not None:
+                if self.at >= CELLS:
+                    return
+                self.driver = start(self.folder, *self.sweep)
+            elif self.random.random() < 0.2:
+                self.driver.kill()
+                self.driver.communicate()
+                # At once, while the workers of the last one may still be there.
+                self.driver = start(self.folder, *self.sweep)
+            elif workers := workers_of(sweep):
+                with suppress(ProcessLookupError):
+                    os.kill(self.random.choice(workers), signal.SIGKILL)
+            self.kills += 1
+
+    def close(self) -> None:
+        """Nothing stays behind."""
+        self.driver.kill()
+        for worker in workers_of(self.folder / "sweep"):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
+def finish(folder: Path, driver: subprocess.Popen[str]) -> Ended:
+    """Let the last driver end; then resume until all is made, as a user would."""
+    told, _ = driver.communicate(timeout=180)
+    ended = Ended(driver.returncode, told, "")
+    for _ in range(3):
+        if ended.code == 0:
+            break
+        ended = run(folder, "resume", "sweep")
+    return ended
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the chaos must end as; the drill is part of the prompt, so its pauses are spread over eight workers."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = run(folder, *CHAOS, "hydra.launcher.workers=8")
+    assert ended.code == 0, ended.errors
+    return folder / "sweep"
+
+
+@pytest.mark.parametrize(("packed", "kills"), [("files", KILLS), ("webdataset", 10), ("parquet", 10)])
+def test_kills_at_random_moments_lose_nothing_and_make_nothing_twice(tmp_path: Path, undisturbed: Path, packed: str, kills: int) -> None:
+    chaos = Chaos(tmp_path, (*CHAOS, f"output.format={packed}"), seed=7)
+    try:
+        chaos.run(kills)
+        ended = finish(tmp_path, chaos.driver)
+    finally:
+        chaos.close()
+    assert chaos.kills > kills / 2, "the sweep was too short"
+    assert ended.code == 0, ended.told + ended.errors
+    folder = tmp_path / "sweep"
+    if packed == "files":
+        check_whole(folder, undisturbed, ended, but=BY_CHANCE)
+    check_sound(folder)
+    assert rows(folder, {*BY_CHANCE, "image", "image_offset"}) == rows(undisturbed, {*BY_CHANCE, "image", "image_offset"})
+    assert pictures(folder) == pictures(undisturbed)
+    assert run(tmp_path, *CHAOS, f"output.format={packed}").code == 0
+
+
+def test_a_new_driver_takes_over_at_once_from_one_that_was_killed(tmp_path: Path) -> None:
+    """Its workers commit what they have and leave; what they made meanwhile counts."""
+    sweep = (*QUIET, "seed=range(0,24)", "prompt=drill:slow", "steps=6", "out=sweep", "-m")
+    driver = start(tmp_path, *sweep)
+    until(lambda: committed_rows(tmp_path / "sweep"))
+    driver.kill()
+    driver.communicate()
+    ended = run(tmp_path, *sweep)
+    assert ended.code == 0, ended.told
+    assert "left" not in ended.told
+    assert "24 of 24 are there" in ended.told
+    check_sound(tmp_path / "sweep")
+    assert len(images(tmp_path / "sweep")) == 24
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGHUP], [signal.SIGINT, signal.SIGINT], [signal.SIGUSR2]], ids=["hangup", "twice", "usr2"])
+def test_however_a_run_is_stopped_the_rest_is_made_by_a_resume(tmp_path: Path, clean: Path, numbers: list[signal.Signals]) -> None:
+    sweep = (*QUIET, SEEDS, "out=sweep", "-m")
+    driver = start(tmp_path, *sweep)
+    until(lambda: workers_of(tmp_path / "sweep"))
+    for number in numbers:
+        driver.send_signal(number)
+        time.sleep(0.05)
+    told, _ = driver.communicate(timeout=60)
+    assert "Traceback" not in told
+    if driver.returncode != 0:
+        assert driver.returncode in (-numbers[0], 128 + numbers[0])
+    until(lambda: not workers_of(tmp_path / "sweep"))
+    check_sound(tmp_path / "sweep")
+    check_whole(tmp_path / "sweep", clean, run(tmp_path, "resume", "sweep"))
+
+
+def test_one_worker_or_four_make_the_same(tmp_path: Path) -> None:
+    sweep = (*QUIET, "seed=range(0,128)", "memory.threads=1", "-m")
+    assert run(tmp_path, *sweep, "out=one").code == 0
+    check_whole(tmp_path / "four", tmp_path / "one", run(tmp_path, *sweep, "out=four", "hydra.launcher.workers=4"))
+    assert len(set(load_rows(SweepFolder(tmp_path / "four"), ["worker"])["worker"].to_pylist())) > 1
+
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def memory_group() -> Generator[Path]:
+    """A control group whose processes have 600 MB together."""
+    group = MEMORY / f"sdbatch-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("600M")
+    except OSError as error:
+        pytest.skip(f"no memory control group (version 1) can be made here: {error}")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+def test_a_worker_killed_for_memory_is_told_so_and_the_other_images_are_made(tmp_path: Path, memory_group: Path) -> None:
+    def join() -> None:
+        (memory_group / "cgroup.procs").write_text(str(os.getpid()))
+
+    sizes = "matrix.list=[{seed:1},{seed:2},{seed:3},{width:8192,height:8192}]"
+    sweep = [*QUIET, sizes, "batch_size=1", "out=sweep", "-m"]
+    ended = run(tmp_path, *sweep, prepare=join)
+    assert ended.code == 1, ended.told
+    assert "SIGKILL (probably out of memory" in ended.errors
+    check_sound(tmp_path / "sweep")
+    found = [(row["width"], row["status"]) for row in load_rows(SweepFolder(tmp_path / "sweep")).to_pylist()]
+    assert sorted(found) == [(64, "ok"), (64, "ok"), (64, "ok"), (8192, "failed")]
+    assert re.search(r"its worker died 3 times", run(tmp_path, "status", "sweep").told)
