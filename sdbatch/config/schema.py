@@ -48,7 +48,7 @@ class OnOom(Enum):
 
 
 class Format(Enum):
-    """How a finished sweep is exported beside its images."""
+    """How images are written."""
 
     files = "files"
     parquet = "parquet"
@@ -273,7 +273,7 @@ class OutputConf:
     """What a finished sweep leaves behind."""
 
     format: Format = beside(Format.files)
-    """`files`: PNG and rows; `parquet` or `webdataset`: an export of both as well, in `export/`."""
+    """`files`: a PNG each; `parquet` or `webdataset`: packed in blocks by the workers, a dataset as it is, in `blocks/`."""
     grid: bool = beside(True)
     """Draw a comparison grid at the end of a sweep of up to `grid_limit` images."""
     grid_limit: int = beside(400)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdbatch.errors import FolderError
+from sdbatch.results.block import ImageReader
 from sdbatch.results.disk import explained, replace, sync_folders, write_file
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.lock import LOCK, holding
@@ -142,6 +143,7 @@ class _Samples:
 
     def __init__(self, folder: SweepFolder) -> None:
         self._folder = folder
+        self._reader = ImageReader(folder)
         batches = (batch for table in iter_rows(folder) for batch in table.to_batches(max_chunksize=1024))
         self._rows = (row for batch in batches for row in batch.to_pylist() if row["status"] == OK)
         self.content = hashlib.sha256()
@@ -154,21 +156,21 @@ class _Samples:
             yield partial(self._sample, row)
 
     def _sample(self, row: Row) -> Sample:
-        return row, _read_image(self._folder, row)
+        return row, _read_image(self._folder, self._reader, row)
 
 
 def _line(row: Row) -> bytes:
     return f"{row['image_id']} {row['image_sha256']}\n".encode()
 
 
-def _read_image(folder: SweepFolder, row: Row) -> bytes:
-    file = folder.file(row["image"])
+def _read_image(folder: SweepFolder, reader: ImageReader, row: Row) -> bytes:
+    again = "Run `sdbatch verify` to have it made again."
     try:
-        data = file.read_bytes()
+        data = reader.read(row)
     except OSError as error:
-        raise FolderError(f"{file}: cannot be read ({error.strerror}). Run `sdbatch verify` to have it made again.") from error
+        raise FolderError(f"{folder.path / row['image']}: cannot be read ({error.strerror}). {again}") from error
     if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
-        raise FolderError(f"{file}: is not the image its row says. Run `sdbatch verify` to have it made again.")
+        raise FolderError(f"{folder.path / row['image']}: is not the image its row says. {again}")
     return data
 
 

@@ -6,18 +6,20 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from sdbatch.results.block import ImageReader, container_of, size_if_whole
 from sdbatch.results.disk import TEMPORARY
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import damage_of, iter_rows
 from sdbatch.results.upkeep import drop_rows
 
-_COLUMNS = ("image_id", "image", "image_bytes", "image_sha256", "width", "height")
+_COLUMNS = ("image_id", "image", "image_bytes", "image_offset", "image_sha256", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,9 @@ class Report:
     unreadable: dict[Path, str] = field(default_factory=dict[Path, str])
     """Parts that cannot be read, with the reason."""
     orphans: tuple[str, ...] = ()
-    """PNGs of the images folder that no row knows: left by a crash, made over when their cell is run again."""
+    """PNGs, and blocks of them, that no row knows: left by a crash, made over when their cells are run again."""
     foreign: tuple[str, ...] = ()
-    """Other files in the images and rows folders; never touched."""
+    """Other files in the folders of images, blocks and rows; never touched."""
 
     @property
     def is_sound(self) -> bool:
@@ -57,23 +59,27 @@ def verify(folder: SweepFolder, full: bool = False) -> Report:
 
     `full` also reads every image: its SHA-256 must be the row's, and it must decode.
     """
-    report = Report(unreadable={part: reason for part in folder.parts() if (reason := damage_of(part))})
+    unreadable = {part: reason for part in folder.parts() if (reason := damage_of(part))}
+    check = _Check(folder, full)
     known: set[str] = set()
     checked = 0
+    missing: dict[str, str] = {}
+    corrupt: dict[str, tuple[str, str]] = {}
     for table in iter_rows(folder, _COLUMNS):
-        for image_id, image, size, sha256, width, height in zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True):
+        for row in table.to_pylist():
+            image_id, image = row["image_id"], row["image"]
             if image is None:
                 continue
             checked += 1
-            known.add(image)
-            file = folder.file(image)
-            reason = _size_fault(file, size) or (_content_fault(file, sha256, (width, height)) if full else None)
+            found = container_of(image)
+            known.add(found[0] if found else image)
+            reason = check.fault(row)
             if reason == _GONE:
-                report.missing[image_id] = image
+                missing[image_id] = image
             elif reason:
-                report.corrupt[image_id] = (image, reason)
+                corrupt[image_id] = (image, reason)
     orphans, foreign = _unknown(folder, known)
-    return Report(checked, report.missing, report.corrupt, report.unreadable, orphans, foreign)
+    return Report(checked, missing, corrupt, unreadable, orphans, foreign)
 
 
 def repair(folder: SweepFolder, report: Report) -> int:
@@ -82,12 +88,63 @@ def repair(folder: SweepFolder, report: Report) -> int:
     Damaged files go to `damaged/`; the caller holds the folder's lock. Images of an unreadable part are made again too,
     but their number is not known here.
     """
-    files = [folder.file(path) for path, _ in report.corrupt.values()]
-    folder.set_aside([file for file in [*files, *report.unreadable] if file.exists()])
-    return drop_rows(folder, set(report.missing) | set(report.corrupt))
+    files = [folder.file(path) for path, _ in report.corrupt.values() if container_of(path) is None]
+    blocks = {
+        found[0] for path in [*report.missing.values(), *(path for path, _ in report.corrupt.values())] if (found := container_of(path))
+    }
+    # One image cannot be taken out of a block: all of them are made again.
+    spoilt = [folder.file(block) for block in sorted(blocks)]
+    folder.set_aside([file for file in [*files, *spoilt, *report.unreadable] if file.exists()])
+    return drop_rows(folder, {*report.missing, *report.corrupt, *_ids_in(folder, blocks)})
+
+
+def _ids_in(folder: SweepFolder, blocks: set[str]) -> Iterator[str]:
+    """Of every row whose image is in one of these blocks."""
+    if not blocks:
+        return
+    for table in iter_rows(folder, ("image_id", "image")):
+        for row in table.to_pylist():
+            found = container_of(row["image"] or "")
+            if found and found[0] in blocks:
+                yield row["image_id"]
 
 
 _GONE = "gone"
+
+
+class _Check:
+    """Looks at images, wherever they are."""
+
+    def __init__(self, folder: SweepFolder, full: bool) -> None:
+        self._folder = folder
+        self._full = full
+        self._reader = ImageReader(folder)
+        self._sizes: dict[str, int] = {}
+        """Of blocks; 0 for one that is not whole."""
+
+    def fault(self, row: Mapping[str, Any]) -> str | None:
+        """What is wrong with a row's image."""
+        found = container_of(row["image"])
+        reason = self._block_fault(found[0], row) if found else _size_fault(self._folder.file(row["image"]), row["image_bytes"])
+        return reason or (self._content_fault(row) if self._full else None)
+
+    def _block_fault(self, block: str, row: Mapping[str, Any]) -> str | None:
+        path = self._folder.file(block)
+        if block not in self._sizes:
+            self._sizes[block] = size_if_whole(path)
+        size = self._sizes[block]
+        if not size:
+            return "its block is cut short" if path.exists() else _GONE
+        return "lies beyond the end of its block" if (row["image_offset"] or 0) + row["image_bytes"] > size else None
+
+    def _content_fault(self, row: Mapping[str, Any]) -> str | None:
+        try:
+            data = self._reader.read(row)
+        except OSError as error:
+            return str(error.strerror)
+        if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+            return "its SHA-256 is not the one of its row"
+        return _picture_fault(data, (row["width"], row["height"]))
 
 
 def _size_fault(file: Path, size: int) -> str | None:
@@ -98,13 +155,7 @@ def _size_fault(file: Path, size: int) -> str | None:
     return None if found == size else f"has {found} bytes, its row says {size}"
 
 
-def _content_fault(file: Path, sha256: str, size_px: tuple[int, int]) -> str | None:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        return str(error.strerror)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        return "its SHA-256 is not the one of its row"
+def _picture_fault(data: bytes, size_px: tuple[int, int]) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -118,19 +169,19 @@ def _content_fault(file: Path, sha256: str, size_px: tuple[int, int]) -> str | N
 
 def _unknown(folder: SweepFolder, known: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Files of the images and rows folders that no row knows: our orphans, and foreign ones."""
-    parts = {f"rows/{part.name}" for part in folder.parts()}
+    parts = {part.relative_to(folder.path).as_posix() for part in folder.parts()}
     orphans: list[str] = []
     foreign: list[str] = []
     for path in sorted(_files(folder)):
         name = path.rpartition("/")[2]
         if path in known or path in parts or name.startswith(TEMPORARY):
             continue
-        (orphans if folder.is_image_name(name) else foreign).append(path)
+        (orphans if folder.is_image_name(name) or folder.is_block_name(name) else foreign).append(path)
     return tuple(orphans), tuple(foreign)
 
 
 def _files(folder: SweepFolder) -> Iterator[str]:
-    for top in (folder.images, folder.rows):
+    for top in (folder.images, folder.blocks, folder.rows):
         for where, _, names in os.walk(top):
             for name in names:
                 yield (Path(where) / name).relative_to(folder.path).as_posix()

@@ -16,6 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdbatch.errors import FolderError, did_you_mean
+from sdbatch.results.arrow import iter_texts
+from sdbatch.results.block import ImageReader, container_of
+from sdbatch.results.disk import write_file
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
 from sdbatch.results.row import axes_of
@@ -81,7 +84,7 @@ def read_folder(folder: Path) -> Source:
         raise FolderError(f"{folder}: not a sweep folder (no sweep.json, no plan.parquet). Give the folder that a sweep wrote, its out=.")
     table = load_rows(sweep, COLUMNS)
     title = str(sweep.read_about().get("name") or folder.name)
-    return Source(table, title, (folder.absolute(),), _finders(table, _local_finder(folder.absolute())))
+    return Source(table, title, (folder.absolute(),), _finders(table, _local_finder(folder.absolute(), table)))
 
 
 def read_runs(target: Target, which: str = LATEST) -> Source:
@@ -163,7 +166,8 @@ def _say_nothing_found(store: Store, which: str) -> str:
 def _read_run(store: Store, parent: Run, groups: set[str] | None, scratch: Path) -> _Part:
     folder = _local_folder(parent)
     if folder is not None:
-        table, finder = load_rows(SweepFolder(folder), COLUMNS), _local_finder(folder)
+        table = load_rows(SweepFolder(folder), COLUMNS)
+        finder = _local_finder(folder, table)
     else:
         place = scratch / parent.info.run_id
         place.mkdir()
@@ -194,13 +198,42 @@ def _finders(table: pa.Table, finder: Finder) -> dict[str, Finder]:
     return dict.fromkeys(cast(list[str], table["image_id"].to_pylist()), finder)
 
 
-def _local_finder(folder: Path) -> Finder:
-    def find(_image_id: str, image: str) -> Path | None:
+def _local_finder(folder: Path, table: pa.Table) -> Finder:
+    packed = _Unpacking(SweepFolder(folder), table)
+
+    def find(image_id: str, image: str) -> Path | None:
+        if container_of(image):
+            return packed.unpack(image_id)
         path = folder / image
         # A row is data from elsewhere: it must not lead out of its folder.
         return path if path.is_file() and path.resolve().is_relative_to(folder.resolve()) else None
 
     return find
+
+
+class _Unpacking:
+    """Images out of their blocks, into files that a page can show."""
+
+    def __init__(self, folder: SweepFolder, table: pa.Table) -> None:
+        self._folder = folder
+        self._table = table
+        self._reader = ImageReader(folder)
+        self._numbers: dict[str, int] | None = None
+
+    def unpack(self, image_id: str) -> Path | None:
+        """The file of an image, written when it is not there; None when its block is not to be read."""
+        if self._numbers is None:
+            self._numbers = {found: number for number, found in enumerate(iter_texts(self._table["image_id"]))}
+        path = self._folder.unpacked / f"{image_id}.png"
+        if not path.is_file():
+            row = self._table.slice(self._numbers[image_id], 1).select(["image", "image_bytes", "image_offset"]).to_pylist()[0]
+            try:
+                data = self._reader.read(row)
+                path.parent.mkdir(exist_ok=True)
+            except OSError:
+                return None
+            write_file(path, data)
+        return path
 
 
 def _remote_finder(store: Store, parent: Run, table: pa.Table, place: Path) -> Finder:

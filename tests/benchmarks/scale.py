@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import resource
@@ -143,7 +144,7 @@ def run_workers(path: str, first: int, last: int, workers: int) -> list[Spent]:
     """Some of the workers, as threads of this process."""
     maker = Maker(SweepFolder(path))
     with ThreadPoolExecutor(last - first) as pool:
-        return list(pool.map(lambda index: maker.work(index, workers), range(first, last)))
+        return list(pool.map(maker.work, range(first, last), itertools.repeat(workers)))
 
 
 def claim_many(path: str, first: int, last: int) -> float:
@@ -178,7 +179,7 @@ def in_processes(function: Any, count: int, *arguments: Any) -> list[Any]:
     bounds = [count * number // PROCESSES for number in range(PROCESSES + 1)]
     path, *rest = arguments
     with ProcessPoolExecutor(PROCESSES) as pool:
-        futures = [pool.submit(function, path, low, high, *rest) for low, high in zip(bounds, bounds[1:], strict=False)]
+        futures = [pool.submit(function, path, low, high, *rest) for low, high in itertools.pairwise(bounds)]
         return [future.result() for future in futures]
 
 
@@ -203,31 +204,28 @@ def measure_sweep(folder: SweepFolder, cells: int, workers: int) -> None:
     started_s = time.perf_counter()
     make_sweep(folder, cells)
     plan = PlanFile(folder.plan)
-    print(
-        f"plan: {cells:,} cells in {plan.shards:,} shards, {time.perf_counter() - started_s:.1f} s, {folder.plan.stat().st_size / cells:.1f} bytes a cell",
-        flush=True,
-    )
+    plan_s, plan_bytes = time.perf_counter() - started_s, folder.plan.stat().st_size
+    print(f"plan: {cells:,} cells in {plan.shards:,} shards, {plan_s:.1f} s, {plan_bytes / cells:.1f} bytes a cell", flush=True)
     started_s = time.perf_counter()
     spent = [item for items in in_processes(run_workers, workers, str(folder.path), workers) for item in items]
     took_s = time.perf_counter() - started_s
     images, commits, claims = (sum(getattr(item, name) for item in spent) for name in ("images", "commits", "claims"))
     assert images == cells, f"{images} images of {cells}"
     claim_s, commit_s = sum(item.claim_s for item in spent), sum(item.commit_s for item in spent)
-    cpu_s = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-        f"sweep: {workers} workers, {took_s:.0f} s, {images / took_s:,.0f} images/s, {commits / took_s:,.0f} commits/s of {images / commits:.0f}, {claims / took_s:,.0f} claims/s"
-    )
-    print(
-        f"  a worker waits {1e3 * claim_s / claims:.1f} ms for a shard of {images / claims:.0f} images and {1e3 * commit_s / commits:.1f} ms for a commit (behind its back)"
-    )
-    print(f"  CPU of all processes: {1e3 * (cpu_s.ru_utime + cpu_s.ru_stime) / images:.3f} ms an image")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = used.ru_utime + used.ru_stime
     parts, blocks = folder.parts(), folder.block_files()
     entries = max(len(names) + len(files) for _, names, files in os.walk(folder.path))
-    row_bytes = sum(part.stat().st_size for part in parts)
-    print(
-        f"  files: {len(parts):,} parts, {len(blocks):,} blocks, {claims:,} marks: {(len(parts) + len(blocks) + claims) / images:.3f} an image; at most {entries:,} entries in a folder"
-    )
-    print(f"  rows: {row_bytes / images:.0f} bytes an image before a merge", flush=True)
+    files, row_bytes = len(parts) + len(blocks) + claims, sum(part.stat().st_size for part in parts)
+    told = [
+        f"sweep: {workers} workers, {took_s:.0f} s, {images / took_s:,.0f} images/s",
+        f"  {commits / took_s:,.0f} commits/s of {images / commits:.0f} images, {claims / took_s:,.0f} claims/s of {images / claims:.0f}",
+        f"  a worker waits {1e3 * claim_s / claims:.1f} ms for a claim; a commit takes {1e3 * commit_s / commits:.1f} ms, behind its back",
+        f"  {1e3 * cpu_s / images:.3f} ms CPU an image, all told",
+        f"  {len(parts):,} parts, {len(blocks):,} blocks, {claims:,} marks: {files / images:.3f} files an image",
+        f"  at most {entries:,} entries in a folder; {row_bytes / images:.0f} bytes of rows an image, before a merge",
+    ]
+    print("\n".join(told), flush=True)
 
 
 READ = """
