@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ def pair(module: nn.Module, rank: int, random: torch.Generator) -> tuple[Tensor,
     return down, up, (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
 
 
-def kohya(layers: dict[str, dict[str, nn.Module]], alphas: tuple[float, ...] = (2.0, 4.0, 1.0), seed: int = 0) -> LoraFile:
+def kohya(layers: Mapping[str, Mapping[str, nn.Module]], alphas: tuple[float, ...] = (2.0, 4.0, 1.0), seed: int = 0) -> LoraFile:
     """kohya's dialect; alpha and rank differ from layer to layer, as in resized files."""
     file, random = LoraFile(), torch.Generator().manual_seed(seed)
     for component, modules in layers.items():

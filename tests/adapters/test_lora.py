@@ -188,14 +188,38 @@ def test_a_change_of_strength_takes_less_than_20_ms(pipeline: Any, tmp_path: Pat
     assert spent_s < 0.02
 
 
-def test_extra_keys_are_counted(pipeline: Any, tmp_path: Path) -> None:
+def test_a_part_that_fits_nothing_is_counted_warned_of_once_and_refused_when_strict(
+    pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = kohya({"unet": attention_layers(pipeline.unet)})
     known = len(file.tensors)
     down, up, _ = pair(nn.Linear(8, 8), 2, torch.Generator())
     file.tensors |= {"lora_unet_nowhere.lora_down.weight": down, "lora_unet_nowhere.lora_up.weight": up, "stray": torch.zeros(1)}
-    lora = load_lora(write(file, tmp_path / "style.safetensors"), components(pipeline))
+    written = write(file, tmp_path / "partial.safetensors")
+    load_lora(written, components(pipeline))
+    lora = load_lora(written, components(pipeline))
     assert (lora.applied_keys, lora.total_keys) == (known, known + 3)
     assert set(lora.unmatched) == {"lora_unet_nowhere", "stray"}
+    told = f"lora.partial: {known} of its {known + 3} keys are applied; nothing in the model is called stray, lora_unet_nowhere."
+    assert [record.message for record in caplog.records] == [told]
+    with pytest.raises(WeightFileError, match=r"keys are applied.*lora\.partial\.strict=false takes it as it is"):
+        load_lora(written, components(pipeline), strict=True)
+
+
+def test_embeddings_bundled_with_a_lora(pipeline: Any, tmp_path: Path) -> None:
+    file, vectors = kohya({"unet": attention_layers(pipeline.unet)}), torch.randn(2, WIDTH)
+    file.tensors |= {"bundle_emb.my word.clip_l": vectors, "bundle_emb.other.string_to_param.*": vectors[0]}
+    lora = load_lora(write(file, tmp_path / "bundle.safetensors"), components(pipeline), strict=True)
+    assert torch.equal(lora.words["my word"]["text_encoder"], vectors)
+    assert lora.words["other"]["text_encoder"].shape == (1, WIDTH)
+    assert lora.applied_keys == lora.total_keys
+
+
+def test_the_same_layer_under_two_names_is_refused(pipeline: Any, tmp_path: Path) -> None:
+    file = kohya({"unet": attention_layers(pipeline.unet)})
+    file.tensors |= _in_peft(pipeline).tensors
+    with pytest.raises(WeightFileError, match=r"it changes unet\..* twice"):
+        load_lora(write(file, tmp_path / "twice.safetensors"), components(pipeline))
 
 
 def test_a_lora_for_something_else_names_what_it_holds(pipeline: Any, tmp_path: Path) -> None:
