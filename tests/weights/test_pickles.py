@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sdbatch.weights.pickle_walk
-from sdbatch.errors import SdbatchError, WeightFileError
+from sdbatch.errors import WeightFileError
 from sdbatch.weights import reader
 from sdbatch.weights.header import TensorInfo
 from sdbatch.weights.reader import read_header
+from tests.weights.fuzz import FUZZ, never_crashes
 
 torch = pytest.importorskip("torch")
 
@@ -299,16 +300,6 @@ def test_the_walker_agrees_with_pickletools(tmp_path: Path) -> None:
         assert walked == value or protocol == 2  # bytes are a call in protocol 2
         assert walker.position == len(data)
         assert 10_000 - walker.ops_left == len(list(pickletools.genops(data))) - 1
-
-
-FUZZ = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def never_crashes(path: Path) -> None:
-    try:
-        read_header(path)
-    except SdbatchError as error:
-        assert str(error).startswith(str(path))
 
 
 @FUZZ

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from sdbatch.errors import SdbatchError, WeightFileError
+from sdbatch.errors import WeightFileError
 from sdbatch.weights.header import Limits, shown, to_size
 from sdbatch.weights.reader import read_header
+from tests.weights.fuzz import FUZZ, never_crashes
 from tests.weights.writer import to_header, write_raw, write_safetensors
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -182,16 +183,6 @@ def test_missing_unreadable_and_strange_files(tmp_path: Path) -> None:
 def test_words() -> None:
     assert [to_size(n) for n in (0, 999, 1000, 1_100_000_000, 5 * 10**12)] == ["0 bytes", "999 bytes", "1.0 kB", "1.1 GB", "5.0 TB"]
     assert shown("a\x1b]0;b\n" + "c" * 300, 10) == "a?]0;b?ccc..."
-
-
-FUZZ = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def never_crashes(path: Path) -> None:
-    try:
-        read_header(path)
-    except SdbatchError as error:
-        assert str(error).startswith(str(path))
 
 
 @FUZZ
