@@ -40,9 +40,17 @@ def empty_table(schema: pa.Schema) -> pa.Table:
 
 def strings(values: Collection[str]) -> pa.Array:
     """An array of strings."""
-    encoded = [value.encode() for value in values]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    return pa.Array.from_buffers(pa.string(), len(encoded), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
+    return _variable([value.encode() for value in values], pa.string())
+
+
+def binaries(values: Sequence[bytes]) -> pa.Array:
+    """An array of byte strings, of less than two gigabytes in all."""
+    return _variable(values, pa.binary())
+
+
+def _variable(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))])
 
 
 def integers(values: npt.NDArray[np.int64]) -> pa.Array:

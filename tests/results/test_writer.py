@@ -155,13 +155,17 @@ from sdbatch.results.folder import LATER, SweepFolder
 from sdbatch.results.reader import committed, load_rows
 from sdbatch.results.upkeep import drop_rows, merge_parts
 from sdbatch.results.verify import verify
-from sdbatch.results.writer import record
+from sdbatch.results.writer import BlockWriter, Output, record
 from tests.results.samples import ORIGIN, make_picture
 folder = SweepFolder(sys.argv[1])
 folder.create()
 for block in (0, 1, 2):
     commit_block(folder, (0, block), *record(folder, ORIGIN, [make_picture(block), make_picture(9)], 10))
 assert load_rows(folder).num_rows == len(committed(folder).done) == 4
+with BlockWriter(folder, ORIGIN, Output(10, "parquet")) as writer:
+    writer.put((1, 0), [make_picture(5)])
+with BlockWriter(folder, ORIGIN, Output(10, "webdataset")) as writer:
+    writer.put((2, 0), [make_picture(6)])
 assert merge_parts(folder) and verify(folder, full=True).is_sound and drop_rows(folder, committed(folder).done)
 assert not {"pandas", "torch", "omegaconf"} & set(sys.modules)
 """
