@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -110,6 +110,12 @@ def read_environment(name: str, default: Any = _UNSET) -> str | None:
     if found is _UNSET:
         raise ConfigError(f"${{oc.env:{name}}}: this environment variable is not set. Set it, or give a default: ${{oc.env:{name},value}}.")
     return None if found is None else str(found)
+
+
+def without_secrets(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree without the keys whose names say that they hold a secret, such as `env_vars.HF_TOKEN`."""
+    kept = {key: value for key, value in tree.items() if not SECRET_NAME.search(key)}
+    return {key: without_secrets(cast(dict[str, Any], value)) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

@@ -27,6 +27,9 @@ RECENT_S = 300.0
 _LOST = len(STATUSES)
 _LEFT = _LOST + 1
 
+SHOWN_CHARS = 200
+"""Of what tells a failed image from others, which may be a prompt of any length."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -122,7 +125,8 @@ def iter_failures(folder: SweepFolder, index: Index) -> Iterator[str]:
     """Every cell that was tried in vain, with what sets it apart and the reason. Reads only the parts that have one."""
     for table in iter_faulty(folder, index, ["image_id", "status", "error", "axes", "seed", "prompt"]):
         for row in table.to_pylist():
-            axes = ", ".join(f"{key}={value}" for key, value in axes_of(row).items()) or f"seed={row['seed']}, {row['prompt'][:40]!r}"
+            told = ", ".join(f"{key}={value}" for key, value in axes_of(row).items()) or f"seed={row['seed']}, {row['prompt']}"
+            axes = told[:SHOWN_CHARS].replace("\n", " ")
             yield f"{row['status']:<6} {row['image_id']}  {axes}: {row['error']}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sdbatch import __version__
+from sdbatch.config.guard import without_secrets
 from sdbatch.errors import FolderError, WeightFileError
 from sdbatch.plan.files import config_sha256
 from sdbatch.plan.store import PlanFile, write_plan
@@ -94,8 +95,12 @@ def versions() -> dict[str, str]:
 
 
 def redacted(settings: Settings) -> dict[str, Any]:
-    """The settings as they may be written down: without a password in the tracking URI."""
-    return {**settings.to_dict(), "tracking_uri": settings.tracking_uri and redact(settings.tracking_uri)}
+    """The settings as they may be written down: without a password in the tracking URI, or a token in the workers' environment.
+
+    A resume by another process is given them again, or finds them in its own environment.
+    """
+    public = {**settings.to_dict(), "tracking_uri": settings.tracking_uri and redact(settings.tracking_uri)}
+    return {**public, "launcher": without_secrets(settings.launcher)}
 
 
 def config_text(job: Job) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sdbatch.errors import FolderError
+from sdbatch.errors import FolderError, harmless
 from sdbatch.verbs.words import read_words
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _show(folder: SweepFolder, progress: Progress, as_json: bool, clear: bool) -
         sys.stdout.write(json.dumps({"out": str(folder.path), **progress.facts(), "engines": engines}) + "\n")
     else:
         lines = [*_head(folder, progress), *(f"  engine   {engine}" for engine in engines), *_faults(folder, progress)]
-        sys.stdout.write(("\x1b[2J\x1b[H" if clear else "") + "\n".join(lines) + "\n")
+        sys.stdout.write(("\x1b[2J\x1b[H" if clear else "") + "\n".join(map(harmless, lines)) + "\n")
     sys.stdout.flush()
 
 

@@ -18,6 +18,7 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.infotext import parse
 from sdbatch.results.png import read_cell, read_texts
 from sdbatch.results.reader import load_rows
+from sdbatch.run.settle import redacted
 from tests.conftest import BASE, Sdbatch
 from tests.planning import job_of, plan_of
 
@@ -143,6 +144,16 @@ def test_folders_and_servers_may_come_from_the_environment(workspace: Path, monk
     assert job.settings.tracking_uri == "http://there:5000"
     with pytest.raises(SdbatchError, match="NOT_SET}: this environment variable is not set"):
         plan_of("out=${oc.env:NOT_SET}")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_tokens_for_the_workers_are_not_written_down() -> None:
+    variables = f"{{HF_TOKEN:{SECRET},NCCL_DEBUG:INFO}}"
+    settings = job_of("hydra/launcher=ray", f"+hydra.launcher.runtime_env.env_vars={variables}").settings
+    assert settings.launcher["runtime_env"]["env_vars"]["HF_TOKEN"] == SECRET
+    written = redacted(settings)
+    assert SECRET not in json.dumps(written)
+    assert written["launcher"]["runtime_env"]["env_vars"] == {"NCCL_DEBUG": "INFO"}
 
 
 HOSTILE = [
