@@ -7,6 +7,8 @@ Without a corpus folder it begins with the small files of the gallery. Whatever 
 one line that names the file, or costs more than ten seconds, stops it and is written to `crash-...` or `timeout-...`.
 """
 
+# ruff: noqa: E402 - what the fuzzer watches is imported through it
+
 from __future__ import annotations
 
 import importlib
