@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -75,6 +76,9 @@ def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Com
             return Printed(job_file(folder, launcher, settings.name))
         case SlurmLauncher() | RayLauncher():
             launcher = replace(launcher, workers=min(launcher.workers, max(1, plan.shards)))
+            if uri is not None:
+                # A password reaches the workers by their environment, never by a file.
+                os.environ["MLFLOW_TRACKING_URI"] = uri
             handed = _hand_over(folder, settings, launcher, plan.cells - before)
             if not launcher.wait:
                 return handed

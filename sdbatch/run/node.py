@@ -17,6 +17,7 @@ from sdbatch.run.claim import Claims
 from sdbatch.run.device import find_places
 from sdbatch.run.display import TaskWatcher
 from sdbatch.run.outcome import count
+from sdbatch.run.projecting import Projecting, node_uri
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Supervisor, Tally
 from sdbatch.run.worker import Place
@@ -63,7 +64,15 @@ def work(folder: SweepFolder, task: Task, devices: str, threads: int | None) -> 
             return Tally(0)
         folder.claims.mkdir(exist_ok=True)
     places = places_of(task, devices, threads or settings.threads)
-    return Supervisor(folder, places, 0, TaskWatcher(), sys.stderr).run()
+    watcher, uri = TaskWatcher(), node_uri(settings) or ""
+    if not uri.startswith("http"):
+        # An SQLite file is for the processes of one machine: the task that ends the sweep writes it, once.
+        return Supervisor(folder, places, 0, watcher, sys.stderr).run()
+    projecting = Projecting(watcher, folder, settings, uri)
+    tally = Supervisor(folder, places, 0, projecting, sys.stderr).run()
+    if not tally.signal_number:
+        projecting.close()
+    return tally
 
 
 def is_finished(folder: SweepFolder) -> bool:

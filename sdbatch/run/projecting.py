@@ -7,13 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
+from sdbatch.errors import FolderError
 from sdbatch.results.folder import SweepFolder
+from sdbatch.results.lock import holding
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Child, Tally, Watcher
+from sdbatch.tracking.project import LOCK
+from sdbatch.tracking.target import MASK
 
 EVERY_S = 300.0
 """A long sweep shows itself in MLflow this often: a projection costs about two seconds of CPU."""
+TURN = "tracking-"
+"""Files among the claims: who makes the one of a period projects in it."""
 
 
 def start_tracking(folder: SweepFolder, settings: Settings, uri: str | None, *, running: bool = False) -> subprocess.Popen[bytes]:
@@ -24,6 +31,34 @@ def start_tracking(folder: SweepFolder, settings: Settings, uri: str | None, *, 
     # By the environment: a password in the URI must not show in the list of processes.
     environment = {**os.environ, **({"MLFLOW_TRACKING_URI": uri} if uri else {})}
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+
+
+def node_uri(settings: Settings) -> str | None:
+    """The tracking server as a machine knows it that did not plan the sweep: a password comes by its environment only."""
+    uri = settings.tracking_uri
+    return os.environ.get("MLFLOW_TRACKING_URI") if uri is None or MASK in uri else uri
+
+
+def take_turn(folder: SweepFolder) -> bool:
+    """Whether this process is the one that projects now. However many work on a sweep, one does so in each period."""
+    turn = folder.claims / f"{TURN}{int(time.time() // EVERY_S)}"
+    try:
+        os.close(os.open(turn, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    except OSError:
+        return False
+    for other in folder.claims.glob(f"{TURN}*"):
+        if other != turn:
+            other.unlink(missing_ok=True)
+    return True
+
+
+def wait_for_tracking(folder: SweepFolder, limit_s: float = 120.0) -> None:
+    """Let a projection end that another process began, so that the last one is not refused."""
+    end_s = time.monotonic() + limit_s
+    while time.monotonic() < end_s:
+        with suppress(FolderError), holding(folder.path / LOCK):
+            return
+        time.sleep(1.0)
 
 
 class Projecting(Watcher):
@@ -42,6 +77,8 @@ class Projecting(Watcher):
         if self.settings.tracking == "none" or not is_free or time.monotonic() - self._last_s < EVERY_S:
             return
         self._last_s = time.monotonic()
+        if not take_turn(self.folder):
+            return
         if self._process is not None:
             self._process.communicate()
         self._process = start_tracking(self.folder, self.settings, self.uri, running=True)

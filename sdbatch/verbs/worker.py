@@ -54,6 +54,7 @@ def _work_as_task(words: Mapping[str, str]) -> int:
     from sdbatch.run import requeue
     from sdbatch.run.launch import close_if_last
     from sdbatch.run.node import Task, find_task, is_finished, work
+    from sdbatch.run.projecting import node_uri, wait_for_tracking
     from sdbatch.verbs.report import finish
 
     folder = SweepFolder(words["OUT"])
@@ -70,7 +71,8 @@ def _work_as_task(words: Mapping[str, str]) -> int:
         sys.stderr.write(f"sdbatch: {tally.error}\n")
         return 1
     if (outcome := close_if_last(folder)) is not None:
-        finish(outcome, os.environ.get("MLFLOW_TRACKING_URI") or outcome.settings.tracking_uri)
+        wait_for_tracking(folder)
+        finish(outcome, node_uri(outcome.settings))
     return 0
 
 

@@ -11,11 +11,14 @@ import pytest
 
 from sdbatch.config.arguments import read_arguments
 from sdbatch.results.folder import SweepFolder
+from sdbatch.run import projecting
 from sdbatch.run.device import find_places
 from sdbatch.run.launch import run_job
 from sdbatch.run.node import Task, find_task, places_of
 from sdbatch.run.outcome import Printed
 from sdbatch.run.prepare import prepare
+from sdbatch.run.projecting import node_uri, take_turn
+from sdbatch.run.settings import Settings
 from tests.conftest import Sdbatch
 from tests.engines.sweeps import REHEARSAL, SLOW, check_exact, made
 from tests.engines.waiting import wait_for
@@ -78,7 +81,7 @@ def test_two_tasks_share_a_sweep_and_one_closes_it(workspace: Path) -> None:
 
 def test_a_stopped_task_says_so_and_a_resume_joins_the_other(workspace: Path, sdbatch: Sdbatch) -> None:
     sweep = workspace / "sweep"
-    plan_only((*SLOW, "seed=range(0,96)"))
+    plan_only((*SLOW, "seed=range(0,160)"))
     tasks = [start(sweep, f"index={index}", "workers=2") for index in range(2)]
     wait_for(lambda: made(sweep) >= 8, 60, "first images")
     tasks[0].terminate()
@@ -89,19 +92,20 @@ def test_a_stopped_task_says_so_and_a_resume_joins_the_other(workspace: Path, sd
     tasks[1].communicate(timeout=90)
     assert tasks[1].returncode == 0
     assert sdbatch("resume", "sweep").returncode == 0
-    check_exact(sweep, 96)
+    check_exact(sweep, 160)
 
 
 def test_a_changed_plan_waits_for_workers_that_are_busy(workspace: Path, sdbatch: Sdbatch) -> None:
     sweep = workspace / "sweep"
-    plan_only((*SLOW, "seed=range(0,64)"))
+    plan_only((*SLOW, "seed=range(0,960)"))
     task = start(sweep)
     wait_for(lambda: made(sweep) >= 4, 60, "first images")
-    longer = sdbatch(*SLOW, "seed=range(0,65)")
+    longer = sdbatch(*SLOW, "seed=range(0,961)")
+    task.terminate()
+    task.communicate(timeout=90)
     assert longer.returncode == 2
     assert "busy with another plan" in longer.stderr
-    task.communicate(timeout=90)
-    check_exact(sweep, 64)
+    assert task.returncode == 143
 
 
 def test_an_unplanned_folder_is_refused(workspace: Path, sdbatch: Sdbatch) -> None:
@@ -118,3 +122,20 @@ def test_local_workers_make_the_same_images(workspace: Path, sdbatch: Sdbatch) -
     assert "on cpu, cpu" in done.stderr
     assert time.monotonic() - began_s < 60
     check_exact(SweepFolder("sweep").path, 96)
+
+
+def test_one_of_many_processes_projects_in_each_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SweepFolder(tmp_path)
+    assert not take_turn(folder)  # nobody is at work
+    folder.claims.mkdir()
+    monkeypatch.setattr(projecting, "EVERY_S", 1e9)
+    assert [take_turn(folder) for _ in range(3)] == [True, False, False]
+    monkeypatch.setattr(projecting, "EVERY_S", 1e8)
+    assert [take_turn(folder) for _ in range(2)] == [True, False]
+    assert len(list(folder.claims.iterdir())) == 1
+
+
+def test_a_node_gets_a_password_by_its_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@server")
+    assert node_uri(Settings("a", tracking_uri="http://***@server")) == "http://me:hunter2@server"
+    assert node_uri(Settings("a", tracking_uri="http://other")) == "http://other"
