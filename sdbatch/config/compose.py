@@ -22,7 +22,7 @@ from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.version import setbase
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import AnyNode, DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.cell import STACKS
@@ -59,6 +59,8 @@ class Composition:
             raise ConfigError(self.unknown(key))
         if key in LITERAL_KEYS and isinstance(value, str):
             return value
+        if isinstance(node, AnyNode) and isinstance(value, list):
+            return plain_value(value)  # a key of any type, whose node holds no list when it is set by itself
         node = copy.copy(node)
         try:
             node._set_value(value)

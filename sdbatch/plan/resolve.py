@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
 from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
 from sdbatch.plan.rule import RULES, block_fault, pair_faults
-from sdbatch.plan.tree import expand, get, has, overlay
+from sdbatch.plan.tree import Tree, expand, get, has, overlay
 
 BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
@@ -101,11 +101,16 @@ def _check_ranges(draft: Draft, faults: FaultList) -> None:
         for key, message in pair_faults(plain):
             faults.add(key, message)
     for key, column in draft.columns.items():
-        rule = RULES.get(_pattern(key))
-        for value in column.values:
-            if rule is not None and not rule.test(value):
-                faults.add(key, rule.message(value))
-            elif _pattern(key) == "lora.*.blocks" and (told := block_fault(value, {get(plain, "family.name") for plain in draft.groups})):
+        _check_column(key, column.values, draft.groups, faults)
+
+
+def _check_column(key: str, values: Sequence[Any], groups: Sequence[Tree], faults: FaultList) -> None:
+    rule = RULES.get(_pattern(key))
+    for value in values:
+        if rule is not None and not rule.test(value):
+            faults.add(key, rule.message(value))
+        for plain in groups if _pattern(key) == "lora.*.blocks" else ():
+            if told := block_fault(value, get(plain, "family.name")):
                 faults.add(key, told)
 
 

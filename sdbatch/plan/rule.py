@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -87,7 +87,6 @@ RULES: dict[str, Rule] = {
     "negative_prompt": TEXT,
     "lora.*.weight": STRENGTH,
     "lora.*.text_encoder_weight": Rule(lambda value: value is None or STRENGTH.test(value), STRENGTH.message),
-    "lora.*.blocks": Rule(lambda value: block_fault(value) is None, lambda value: block_fault(value) or ""),
     "hypernetwork.*.weight": STRENGTH,
     "controlnet.*.weight": STRENGTH,
     "controlnet.*.start": SHARE,
@@ -109,20 +108,17 @@ RULES: dict[str, Rule] = {
 }
 
 
-def block_fault(value: Any, families: Iterable[str] = tuple(FAMILIES)) -> str | None:
-    """What is wrong with a LoRA's block weights in all of these families; None when they fit one."""
-    if value is None:
+def block_fault(value: Any, family: str) -> str | None:
+    """What is wrong with a LoRA's block weights in a family; None when they fit, or when there is no such family."""
+    if value is None or family not in FAMILIES:
         return None
     if not isinstance(value, str | list):
         return f"{value!r} are no block weights; give a preset's name or a list of numbers."
-    told = ""
-    for family in families:
-        try:
-            read_lora_blocks(to_text(cast("str | list[float]", value)), family)
-            return None
-        except ConfigError as error:
-            told = str(error)
-    return told
+    try:
+        read_lora_blocks(to_text(cast("str | list[float]", value)), family)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def pair_faults(config: Tree) -> list[tuple[str, str]]:
@@ -130,7 +126,7 @@ def pair_faults(config: Tree) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     family = config["family"]["name"]
     for name, item in (get(config, "lora") or {}).items():
-        if family in FAMILIES and block_fault(item.get("blocks")) is None and (told := block_fault(item.get("blocks"), [family])):
+        if told := block_fault(item.get("blocks"), family):
             found.append((f"lora.{name}.blocks", told))
     for name, item in (get(config, "controlnet") or {}).items():
         if item["start"] >= item["end"]:

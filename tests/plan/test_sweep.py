@@ -145,6 +145,18 @@ def test_excluding_everything_is_said() -> None:
         plan_of("seed=1,2", "matrix.exclude=[{steps:20}]")
 
 
+def test_block_weights_are_an_axis_in_presets_and_numbers_and_checked_for_the_family() -> None:
+    plan = plan_of("lora=[red]", "lora.red.blocks=MIDD,NONE", "seed=1,2")
+    assert [plan.cell(index).strengths[0].blocks for index in range(4)] == ["MIDD", "MIDD", "NONE", "NONE"]
+    assert len(set(plan.image_ids)) == 4
+    assert plan_of("lora=[red]", f"lora.red.blocks={[1] * 17}").cell(0).strengths[0].blocks == ",".join(["1"] * 17)
+    assert plan_of("lora=[red]", "lora.red.strict=true").image_ids == plan_of("lora=[red]").image_ids
+    with pytest.raises(PlanError, match=r"lora\.red\.blocks: 3 numbers were given; LoRAs of sd1 have 17 or 26"):
+        plan_of("lora=[red]", "lora.red.blocks=[1,0,1]")
+    with pytest.raises(PlanError, match=r"lora\.red\.blocks: there is no preset 'MID'\. Did you mean MIDD"):
+        plan_of("lora=[red]", "lora.red.blocks=MID,ALL")
+
+
 def test_an_axis_that_changes_no_image_is_refused() -> None:
     with pytest.raises(PlanError, match="batch_size: does not change the image"):
         plan_of("batch_size=1,2")
