@@ -35,6 +35,7 @@ from sdbatch.run.message import Committed, Idle, Loading, Refused, Reporter, Sta
 from sdbatch.run.settings import Settings
 from sdbatch.run.share import Share
 from sdbatch.run.stop import Stop, Stopped
+from sdbatch.run.unchanged import Unchanged
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Worker:
         self.open = OpenShards()
         self.waiting: _Waiting | None = None
         self.engines: dict[str, Engine] = {}
+        self.unchanged = Unchanged()
 
     def run(self) -> int:
         """Work until nothing is left or a stop is asked for. Returns the exit code."""
@@ -192,7 +194,9 @@ class Worker:
             self.engines[recipe.engine] = build_engine(recipe.engine, self.place.device, self.place.threads)
         engine = self.engines[recipe.engine]
         self.reporter.send(Loading(", ".join([recipe.checkpoint.name, *(lora.name for lora in recipe.loras)])))
+        self.unchanged.check(recipe)
         engine.prepare(recipe)
+        self.unchanged.check(recipe)  # a file may be replaced while it is read
         return engine
 
     def _batch_size(self, engine: Engine, cell: Cell) -> int:
