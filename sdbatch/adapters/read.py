@@ -36,11 +36,20 @@ def read_tensors(file: WeightFile) -> TensorFile:
     Raises:
         WeightFileError: missing, damaged, no weight file, a pickle that holds more than tensors, or values that are no numbers.
     """
+    found = map_tensors(file)
+    refuse_not_finite(found.tensors, f"{file.name} ({Path(file.path).name})")
+    return found
+
+
+def map_tensors(file: WeightFile) -> TensorFile:
+    """The same without a look at any number, so that what is mapped is read only when it is used.
+
+    Raises:
+        WeightFileError: as `read_tensors`, but for values that are no numbers.
+    """
     path = Path(file.path)
     is_safetensors = read_header(path).format == "safetensors"
-    found = _read_safetensors(file, path) if is_safetensors else TensorFile(_tensors_only(_load_pickle(file, path)))
-    refuse_not_finite(found.tensors, f"{file.name} ({path.name})")
-    return found
+    return _read_safetensors(file, path) if is_safetensors else TensorFile(_tensors_only(_load_pickle(file, path)))
 
 
 def read_pickle(file: WeightFile) -> dict[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdbatch.adapters.read import Tensors, read_tensors
+from sdbatch.adapters.read import Tensors, map_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.merge.naming import Piece, to_pieces
@@ -63,7 +63,7 @@ def open_source(file: WeightFile) -> Source:
     raw: Tensors = {}
     mapped: set[str] = set()
     for prefix, part in list_weights(path) if path.is_dir() else [("", path)]:
-        tensors = read_tensors(WeightFile(file.name, str(part), file.sha256)).tensors
+        tensors = map_tensors(WeightFile(file.name, str(part), file.sha256)).tensors
         raw.update({prefix + name: tensor for name, tensor in tensors.items()})
         if _is_mapped(tensors, part):
             mapped.update(prefix + name for name in tensors)
