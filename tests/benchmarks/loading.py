@@ -1,0 +1,96 @@
+"""Loading a full-size SD 1.5 checkpoint against the fastest possible read of its file, and the memory it takes.
+
+`cold` is from the disk, the file dropped from the page cache first; `warm` is from the page cache. The read goes through one
+buffer of 8 MB and keeps nothing; loading checks every value, builds the modules and the tokenizer and leaves them ready.
+
+python -m tests.benchmarks.loading [--folder FOLDER] [--rounds 3]      the folder keeps the 4.3 GB checkpoint for the next time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BUFFER_BYTES = 8 * 2**20
+
+
+def read(path: Path) -> None:
+    """The whole file through one buffer."""
+    buffer = bytearray(BUFFER_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def drop_from_cache(path: Path) -> None:
+    """Let the kernel forget the file's pages, so that the next read comes from the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(way: str, folder: Path, temperature: str) -> None:
+    """One read or load in this process; prints its seconds and the memory beyond what the program itself takes."""
+    import torch
+
+    from sdbatch.pipeline.model import Model
+    from tests.full.model import write_checkpoint
+
+    torch.set_num_threads(1)
+    recipe = write_checkpoint("sd1", folder, torch.float32)
+    path = Path(recipe.checkpoint.path)
+    model = Model(torch.device("cpu"))
+    drop_from_cache(path) if temperature == "cold" else read(path)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    read(path) if way == "read" else model.prepare(recipe)
+    told = {
+        "wall_s": time.perf_counter() - wall_s,
+        "cpu_s": time.process_time() - cpu_s,
+        "memory_gb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1e6,
+        "file_gb": path.stat().st_size / 1e9,
+    }
+    print(json.dumps(told))
+
+
+def run(way: str, folder: Path, temperature: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.loading", "--one", way, "--folder", str(folder), "--temperature", temperature]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def compare(folder: Path, rounds: int) -> None:
+    run("load", folder, "warm")  # writes the checkpoint the first time, and loads the library's own files
+    for temperature in ("cold", "warm"):
+        found = {way: [run(way, folder, temperature) for _ in range(rounds)] for way in ("read", "load")}
+        for way, costs in found.items():
+            middle = {key: statistics.median(cost[key] for cost in costs) for key in costs[0]}
+            print(f"{temperature} {way}: {middle['wall_s']:6.2f} s, {middle['cpu_s']:5.2f} CPU s, {middle['memory_gb']:.2f} GB more memory")
+        ratios = [load["wall_s"] / read["wall_s"] for load, read in zip(found["load"], found["read"], strict=True)]
+        beyond = statistics.median(cost["memory_gb"] - cost["file_gb"] for cost in found["load"])
+        print(f"{temperature} load / read: {statistics.median(ratios):.2f}; memory beyond the file's size: {beyond:.2f} GB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", choices=["read", "load"])
+    parser.add_argument("--temperature", choices=["cold", "warm"], default="warm")
+    asked = parser.parse_args()
+    if asked.one:
+        measure(asked.one, asked.folder, asked.temperature)
+    elif asked.folder:
+        compare(asked.folder, asked.rounds)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            compare(Path(scratch), asked.rounds)
