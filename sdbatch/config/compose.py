@@ -33,6 +33,7 @@ from sdbatch.config.search import PACKAGED, models_roots, register_options
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.hub.address import to_address
 from sdbatch.weights.catalog import Catalog
+from sdbatch.weights.hashes import Hasher
 
 LITERAL_KEYS = ("prompt", "negative_prompt")
 """Keys whose text is data: never interpolated, whatever it holds."""
@@ -159,8 +160,17 @@ class Composer:
         if item["file"] is not None:
             return None
         if preset := item["preset"]:
-            return self.catalog.find_known(group, [*preset["known"], preset["name"]]) or preset["name"]
+            names = [*preset["known"], preset["name"]]
+            return self.catalog.find_known(group, names) or self._find_renamed(group, preset["sha256"]) or preset["name"]
         return name if name in self.catalog.options(group) else None
+
+    def _find_renamed(self, group: str, sha256: str | None) -> str | None:
+        """The option whose file has this SHA-256 under a name of the user's own; only files that were hashed before are known."""
+        if sha256 is None:
+            return None
+        hasher = Hasher()
+        options = self.catalog.options(group).items()
+        return next((name for name, path in options if (hasher.recall(path) or "").startswith(sha256)), None)
 
 
 def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
+from sdbatch.cell import STACKS
 from sdbatch.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def explain(error: Exception, composer: Composer, overrides: Sequence[str] = ())
     if "Could not find" in text or "No match in the defaults list" in text:
         return text.splitlines()[0]
     if match := KEY.search(str(cause)):
+        if match[1] in STACKS and "ListConfig" in str(cause):
+            # Without a single file there is no such group, so Hydra takes the stack for a value.
+            return f"{match[1]}: there is no {match[1]} file in the models folders. Put one into {composer.catalog.target(match[1])}."
         # What a resolver of ours says stands after OmegaConf's own words.
         return f"{match[1]}: {str(cause).splitlines()[0].rpartition('ConfigError raised while resolving interpolation: ')[2]}"
     return "\n".join(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line)

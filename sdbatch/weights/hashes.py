@@ -41,6 +41,14 @@ class Hasher:
             return self._sha256_of_folder(path)
         return self._remembered(path, "sha256", lambda descriptor: _digest(descriptor, 0))
 
+    def recall(self, path: Path) -> str | None:
+        """The SHA-256 of a file if it is known already; nothing is read."""
+        try:
+            known = self.cache.load(FileState.of(path)).get("sha256")
+        except OSError:
+            return None
+        return known if isinstance(known, str) else None
+
     def autov3(self, path: Path) -> str:
         """SHA-256 of the bytes after a safetensors header, 64 hex digits; of any other file its SHA-256."""
         return self._remembered(path, "autov3", lambda descriptor: _digest(descriptor, _body_start(descriptor)))

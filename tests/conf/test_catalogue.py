@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import yaml
 import sdbatch
 from sdbatch.cell import STACKS
 from sdbatch.config.schema import FILE_GROUPS
-from sdbatch.errors import PlanError
+from sdbatch.errors import ConfigError, PlanError
 from sdbatch.hub.address import read_address, to_address
+from sdbatch.weights.hashes import Hasher
 from tests.conftest import narrow_checkpoint, write_weight
 from tests.planning import plan_of
 from tests.weights.writer import write_safetensors
@@ -118,3 +120,21 @@ def test_one_flipped_bit_is_refused_by_the_pin(workspace: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(PlanError, match=r"lora\.red\.sha256: red has"):
         plan_of("lora=[red]", f"lora.red.sha256={right}")
+
+
+def test_a_renamed_file_is_found_by_its_hash_once_it_was_hashed(workspace: Path) -> None:
+    path = write_weight(workspace / "models/checkpoints/my favourite.safetensors", "renamed")
+    os.utime(path, (1e9, 1e9))
+    sha256 = Hasher().sha256(path)
+    (workspace / "conf/checkpoint").mkdir(parents=True)
+    preset = f"preset: {{name: known, known: [known_v1.safetensors], source: 'https://example.org', sha256: '{sha256[:10]}'}}"
+    (workspace / "conf/checkpoint/known.yaml").write_text(f"# checkpoint=known\n{preset}\n")
+    assert plan_of("checkpoint=known").recipes[0].checkpoint.name == "my_favourite"
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_stack_without_any_file_says_where_to_put_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"hypernetwork: there is no hypernetwork file in the models folders. Put one into models/hypernetworks"
+    ):
+        plan_of("hypernetwork=[anime]")
