@@ -17,11 +17,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sdbatch.results.commit import commit_block
+from sdbatch.results.block import PACKINGS
+from sdbatch.results.commit import commit_block, commit_packed
 from sdbatch.results.disk import TEMPORARY
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import committed, load_rows
@@ -29,6 +31,7 @@ from sdbatch.results.schema import SCHEMA, VOLATILE
 from sdbatch.results.upkeep import merge_parts, recover
 from sdbatch.results.verify import verify
 from sdbatch.results.writer import record
+from tests.faults import program
 from tests.mounts import disk_image, mounted_image
 from tests.results.samples import ORIGIN, make_cell, make_picture
 
@@ -74,6 +77,20 @@ def make(path: str) -> None:
         folder.write_about({"images": len(committed(folder).done)})
 
 
+def make_packed(path: str, form: str) -> None:
+    """As `make`, one block with its images in one file."""
+    folder = SweepFolder(path)
+    folder.create()
+    with folder.lock():
+        done = recover(folder).done
+        missing = [make_picture(seed) for seed in SEEDS if make_cell(seed).image_id not in done]
+        if missing:
+            rows, images = record(folder, ORIGIN, missing, plan_size=20_000)
+            by_id = {row["image_id"]: images[row["image"]] for row in rows}
+            commit_packed(folder, (0, 0), rows, by_id, PACKINGS[form], plan_size=20_000)
+        folder.write_about({"images": len(committed(folder).done)})
+
+
 def merge(path: str) -> None:
     """Merging parts, as at the end of a long sweep."""
     folder = SweepFolder(path)
@@ -81,7 +98,7 @@ def merge(path: str) -> None:
         merge_parts(folder)
 
 
-WORK = {"make": make, "merge": merge}
+WORK = {"make": make, "merge": merge, **{form: partial(make_packed, form=form) for form in PACKINGS}}
 
 
 @dataclass(frozen=True)
@@ -222,6 +239,26 @@ def test_killed_before_every_call_and_resumed(server: Server, clean: SweepFolder
             check_after_the_fault(folder, clean)
         make(str(folder.path))
         check_after_resume(folder, clean)
+
+
+@pytest.mark.parametrize("form", list(PACKINGS))
+def test_killed_before_every_call_of_a_packed_commit(form: str, server: Server, scratch: Path) -> None:
+    clean = scratch / "clean"
+    WORK[form](str(clean))
+    calls = calls_in(server, form, SweepFolder(scratch / "counted"))
+    assert len(calls) > 25
+    for call, number in calls:
+        path = scratch / f"{call}-{number}"
+        result = server.run(form, path, "-e", f"inject={call}:signal=KILL:when={number}")
+        assert result.signal == signal.SIGKILL, f"{call} {number}: {result}"
+        if path.exists():
+            program.check_sound(path)
+        WORK[form](str(path))
+        program.check_sound(path)
+        assert committed(SweepFolder(path)).done == set(IDS)
+        assert program.pictures(path) == program.pictures(clean)
+        assert program.rows(path) == program.rows(clean)
+        assert not list(path.rglob(f"{TEMPORARY}*"))
 
 
 FAULTS = [
