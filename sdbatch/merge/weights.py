@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdbatch.adapters.delta import Delta
+from sdbatch.adapters.finite import is_finite
 from sdbatch.cell import Merge
 from sdbatch.errors import WeightFileError
 from sdbatch.merge.blocks import Blocks
@@ -17,8 +18,6 @@ from sdbatch.merge.source import Source
 
 CHUNK = 2**18
 """Numbers merged at once where each depends on its own place alone: what fits the processor's cache."""
-
-_FLOAT8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,13 @@ def merged(parts: Sequence[Weights], merge: Merge) -> Weights:
             return tensor
         ratio = blocks.ratio(name) if blocks else merge.ratio
         knobs = Knobs(ratio, merge.density, seed_of(merge, name))
-        return _merge([tensor, *(other.make(name) for other in others)], method, knobs)
+        out = _merge([tensor, *(other.make(name) for other in others)], method, knobs)
+        if not is_finite(out):
+            raise WeightFileError(
+                f"{name} is not finite once merged: a checkpoint is damaged, or the numbers are too large for {tensor.dtype}. "
+                "Choose another checkpoint or a smaller ratio."
+            )
+        return out
 
     def release(name: str) -> None:
         first.release(name)
@@ -163,13 +168,9 @@ def cast(base: Weights, dtype: torch.dtype) -> Weights:
         if not tensor.is_floating_point():
             return tensor
         found = tensor.to(dtype)
-        if found.dtype is torch.float16 and tensor.dtype is not torch.float16 and not torch.isfinite(found).all() and _is_finite(tensor):
+        if found.dtype is torch.float16 and tensor.dtype is not torch.float16 and not is_finite(found) and is_finite(tensor):
             most = float(tensor.float().abs().max())
             raise WeightFileError(f"dtype=float16: {name} holds {most:.4g}, more than float16 can (65504). Use dtype=bfloat16.")
         return found
 
     return Weights({name: like.to(dtype) if like.is_floating_point() else like for name, like in base.likes.items()}, make, base.release)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor.float() if tensor.dtype in _FLOAT8 else tensor).all())

@@ -28,6 +28,7 @@ OPTIONS = {
     "paths": "models",
 }
 ABOUT = f"""
+sdbatch merge A B [C] out=NEW.safetensors; sdbatch merge A loras=NAME out=...; sdbatch merge loras=NAME,NAME out=...
 Methods: {"; ".join(f"{name}: {facts.formula}" for name, facts in METHODS.items())}.
 blocks=GRAD_V, or a list of 25 numbers (SDXL: 19); loras=style_a:0.8,style_b bakes LoRAs in, or without A makes one LoRA of them."""
 

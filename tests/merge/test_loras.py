@@ -80,7 +80,7 @@ def test_a_smaller_rank_is_the_nearest_there_is(engine: DiffusersEngine, tiny: W
 
 
 def test_a_full_rank_sum_needs_a_rank(tmp_path: Path) -> None:
-    with pytest.raises(WeightFileError, match="full rank in one of the files.*rank=32"):
+    with pytest.raises(WeightFileError, match=r"full rank in one of the files.*rank=32"):
         make_lora(LoraOrder(((lora("sepia_loha"), Strength()),), tmp_path / "new.safetensors"), quiet)
 
 
@@ -91,7 +91,7 @@ def test_a_lora_of_another_model_is_not_baked(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_what_is_no_lora_is_told_so(tiny: WeightFile, tmp_path: Path) -> None:
-    with pytest.raises(WeightFileError, match="tiny: is a checkpoint for .*, not a LoRA"):
+    with pytest.raises(WeightFileError, match=r"tiny: is a checkpoint for .*, not a LoRA"):
         make_lora(LoraOrder(((tiny, Strength()), (lora("style_a"), Strength())), tmp_path / "new.safetensors"), quiet)
 
 

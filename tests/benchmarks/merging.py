@@ -1,0 +1,100 @@
+"""Merging two checkpoints of SD 1.x's real size (2.1 GB each) against copying their bytes: time and peak memory.
+
+python -m tests.benchmarks.merging [--folder /tmp]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sdbatch.merge.layout import entries_of
+from sdbatch.merge.model import read_likes
+from sdbatch.merge.naming import to_original
+from sdbatch.merge.weights import Weights
+from sdbatch.merge.writer import write_safetensors
+from sdbatch.plan.files import find_config
+
+BUFFER_BYTES = 2**24
+METHODS = (["method=weighted_sum"], ["method=weighted_sum", "blocks=GRAD_V"], ["method=slerp"], ["method=ties", "C"])
+
+
+def write_checkpoint(path: Path, seed: int) -> None:
+    """Random float16 numbers under all of SD 1.x's names."""
+    likes = {name: like.half() for name, like in read_likes(find_config("sd1")).items()}
+    generator = torch.Generator().manual_seed(seed)
+    weights = Weights(likes, lambda name: torch.randn(likes[name].shape, generator=generator).half(), lambda name: None)
+    write_safetensors(path, entries_of(to_original(likes, "sd1"), weights, {}), {}, lambda count: None)
+
+
+def copy(sources: list[Path], target: Path) -> None:
+    """Read all of the sources, write the first, flush it: the bytes that a merge must move."""
+    buffer = bytearray(BUFFER_BYTES)
+    with target.open("wb", buffering=0) as out:
+        for place, source in enumerate(sources):
+            with source.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    if place == 0:
+                        out.write(memoryview(buffer)[:count])
+        os.fsync(out.fileno())
+
+
+def timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def merge(folder: Path, arguments: list[str]) -> tuple[float, float, float]:
+    """Seconds of the whole command, of its writing alone, and its peak memory in MB."""
+    out = folder / "merged.safetensors"
+    words = [str(folder / f"{name}.safetensors") for name in ("a", "b")]
+    words += [str(folder / "b.safetensors") for word in arguments if word == "C"]
+    command = [sys.executable, "-m", "sdbatch", "merge", *words, f"out={out}", *(word for word in arguments if word != "C")]
+    started = time.perf_counter()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    whole_s = time.perf_counter() - started
+    if status:
+        sys.exit(f"{' '.join(command)} ended with {status}")
+    out.unlink()
+    return whole_s, float(said.split(" in ")[1].split()[0]), usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", default=None, help="where 6.5 GB are free; default: the system's temporary folder")
+    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as scratch:
+        folder = Path(scratch)
+        for seed, name in enumerate("ab"):
+            write_checkpoint(folder / f"{name}.safetensors", seed)
+        sources = [folder / f"{name}.safetensors" for name in "ab"]
+        size_gb = sources[0].stat().st_size / 1e9
+        print(f"two files of {size_gb:.2f} GB; largest tensor {49408 * 768 * 2 / 1e6:.0f} MB", flush=True)
+        target = folder / "copy.safetensors"
+        one_s = min(timed(lambda: copy(sources[:1], target)) for _ in range(2))
+        both_s = min(timed(lambda: copy(sources, target)) for _ in range(2))
+        target.unlink()
+        print(f"copy of one file {one_s:.1f} s; reading both and writing one {both_s:.1f} s", flush=True)
+        for arguments in (METHODS[0], *METHODS):
+            whole_s, write_s, peak_mb = merge(folder, arguments)
+            print(
+                f"{' '.join(arguments):40} {write_s:5.1f} s ({write_s / both_s:.2f} x the bytes, {write_s / one_s:.2f} x one copy); "
+                f"the command {whole_s:5.1f} s; peak {peak_mb:.0f} MB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
