@@ -11,6 +11,7 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import read_index
 from sdbatch.run import claim
 from sdbatch.run.engine_state import ASK_S, EngineState, engine_states
+from sdbatch.run.launchers.command import read_submissions
 from sdbatch.run.outcome import count
 from sdbatch.run.supervisor import Child, Tally, Watcher
 from sdbatch.run.worker import Place
@@ -44,9 +45,11 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher) -> Tally:
             if looked_s - asked_s >= ASK_S:
                 asked_s = looked_s
                 states = engine_states(folder)
-                crowd.doing = "; ".join(str(state) for state in states) or "the engine does not answer"
+                crowd.doing = "; ".join(str(state) for state in states) or "no engine answers"
                 if is_deserted(folder, states):
-                    tally.error = f"{crowd.doing}, and nobody else is at work"
+                    tally.error = (
+                        f"{crowd.doing}, and nobody else is at work. The workers' logs tell why ({folder.path / 'slurm'}, or Ray's)."
+                    )
                     break
             watcher.show(tally, [crowd])
             over.wait(max(LOOK_S, LOOK_SHARE * (time.monotonic() - looked_s)))
@@ -61,5 +64,7 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher) -> Tally:
 
 
 def is_deserted(folder: SweepFolder, states: list[EngineState]) -> bool:
-    """Whether the engines answer that none of their workers is left, and no other worker's claims are alive."""
-    return bool(states) and not any(state.alive for state in states) and not claim.watch_alive(folder.claims)
+    """Whether no claim is alive, and every engine that was asked for workers answers that none is left."""
+    if any(state.alive for state in states) or len(states) < len(read_submissions(folder)):
+        return False
+    return not claim.watch_alive(folder.claims)

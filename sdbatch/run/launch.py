@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from sdbatch.run.outcome import Handed, Outcome, Printed, count
 from sdbatch.run.prepare import Job
 from sdbatch.run.projecting import Projecting
 from sdbatch.run.settings import Settings
-from sdbatch.run.settle import check_files, open_claims, settle, take_up
+from sdbatch.run.settle import check_files, open_claims, seconds_since_begun, settle, take_up
 from sdbatch.run.supervisor import Supervisor, Tally
 
 MANY_PARTS = 256
@@ -89,6 +90,9 @@ def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Com
         case LocalLauncher():
             watcher = Projecting(build_watcher(settings.name), folder, settings, uri)
             tally = _supervise(folder, settings, launcher, before, watcher)
+            if tally.error is None and not tally.signal_number and claim.watch_alive(folder.claims):
+                # Workers that were busy before this run began have the last shards.
+                tally = follow(folder, before, watcher)
     watcher.close()
     return close(folder, settings, before, tally)
 
@@ -125,7 +129,11 @@ def close(folder: SweepFolder, settings: Settings, before: int, tally: Tally) ->
         claim.remove(folder.claims)
         if len(folder.parts()) > MANY_PARTS:
             merge_parts(folder)
-    return Outcome(folder, settings, PlanFile(folder.plan).cells, before, tally, committed(folder))
+    state = committed(folder)
+    plan = PlanFile(folder.plan)
+    made, tally.failed = count(plan, state)
+    tally.made = made - before  # by whomever
+    return Outcome(folder, settings, plan.cells, before, tally, state)
 
 
 def close_if_last(folder: SweepFolder) -> Outcome | None:
@@ -137,9 +145,8 @@ def close_if_last(folder: SweepFolder) -> Outcome | None:
             if not folder.claims.is_dir():
                 return None
             settings = Settings.from_dict(folder.read_about()["settings"])
-            plan = PlanFile(folder.plan)
-            made, faulty = count(plan, committed(folder))
-            return close(folder, settings, 0, Tally(plan.cells, made, faulty))
+            began_s = time.monotonic() - seconds_since_begun(folder)
+            return close(folder, settings, 0, Tally(PlanFile(folder.plan).cells, started_s=began_s))
     except FolderError:
         return None  # the process that submitted it holds the lock: it waits, and closes
 

@@ -54,7 +54,7 @@ def places_of(task: Task, devices: str, threads: int | None) -> list[Place]:
 
 
 def work(folder: SweepFolder, task: Task, devices: str, threads: int | None) -> Tally:
-    """Make what is left of a planned sweep, beside whoever else does. Raises FolderError, ConfigError."""
+    """Make what is left of a planned sweep, beside whoever else does; `devices` empty: as planned. Raises FolderError, ConfigError."""
     settings = Settings.from_dict(folder.read_about()["settings"])
     if not folder.claims.is_dir():
         # Nobody is at work: either the sweep has ended since this task was submitted, or this task is the first.
@@ -63,7 +63,7 @@ def work(folder: SweepFolder, task: Task, devices: str, threads: int | None) -> 
         if made + faulty == plan.cells:
             return Tally(0)
         folder.claims.mkdir(exist_ok=True)
-    places = places_of(task, devices, threads or settings.threads)
+    places = places_of(task, devices or _devices(settings.device), settings.threads or threads)
     watcher, uri = TaskWatcher(), node_uri(settings) or ""
     if not uri.startswith("http"):
         # An SQLite file is for the processes of one machine: the task that ends the sweep writes it, once.
@@ -73,6 +73,11 @@ def work(folder: SweepFolder, task: Task, devices: str, threads: int | None) -> 
     if not tally.signal_number:
         projecting.close()
     return tally
+
+
+def _devices(asked: str) -> str:
+    """`memory.device` for another machine than it was written for: a list of devices means nothing there."""
+    return asked if asked in ("auto", "cpu", "cuda") else "auto"
 
 
 def is_finished(folder: SweepFolder) -> bool:

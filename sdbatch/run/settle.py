@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,23 @@ from sdbatch.weights.hashes import Hasher
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "mlflow", "hydra-core")
 
+BEGAN = "began"
+"""A file among the claims: its time is when work was opened."""
+
 
 def take_up(folder: SweepFolder) -> Committed:
     """What is committed; put in order, and with faulty cells to be tried again, unless workers are busy with it."""
-    others = claim.watch_alive(folder.claims) if folder.claims.is_dir() else []
+    others = claim.watch_alive(folder.claims, pause=_watch) if folder.claims.is_dir() else []
     if others:
         sys.stderr.write(f"{folder.path}: {len(others)} workers are busy with it already; this joins them.\n")
         return committed(folder)
     claim.remove(folder.claims)
     return recover(folder, retry_faulty=True)
+
+
+def _watch(seconds: float) -> None:
+    sys.stderr.write(f"watching for {seconds:.0f} s whether workers on other machines are alive\n")
+    time.sleep(seconds)
 
 
 def settle(folder: SweepFolder, job: Job, state: Committed) -> None:
@@ -74,6 +83,15 @@ def open_claims(folder: SweepFolder, plan: PlanFile, state: Committed) -> None:
     for ids, shards, _ in plan.iter_keys():
         needed.update(shards[(shards >= 0) & ~state.done.contains(ids)].tolist())
     claim.clear(folder.claims, [shard for shard in range(plan.shards) if shard not in needed])
+    (folder.claims / BEGAN).touch()
+
+
+def seconds_since_begun(folder: SweepFolder) -> float:
+    """How long ago work was opened, by this machine's clock."""
+    try:
+        return max(0.0, time.time() - (folder.claims / BEGAN).stat().st_mtime)
+    except OSError:
+        return 0.0
 
 
 def check_files(plan: PlanFile) -> None:

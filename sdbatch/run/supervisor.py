@@ -115,7 +115,9 @@ class Supervisor:
     def _on_signal(self, number: int, frame: object) -> None:
         del frame
         if self._stop_since_s is not None:
-            self._kill_all()
+            # A second Ctrl-C means now. Engines repeat their signals, and mean as before.
+            if number == signal.SIGINT:
+                self._kill_all()
             return
         self.tally.signal_number = number
         self._ask_to_stop()

@@ -24,7 +24,7 @@ from sdbatch.verbs.words import read_words
 
 ORPHAN_GRACE_S = 15.0
 """A worker whose starter is gone commits what it has and ends; after this long it is ended."""
-OPTIONS = {"index": "", "workers": "", "devices": "auto", "threads": "", "device": ""}
+OPTIONS = {"index": "", "workers": "", "devices": "", "threads": "", "device": ""}
 
 
 def main(arguments: Sequence[str]) -> int:

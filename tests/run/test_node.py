@@ -88,10 +88,11 @@ def test_a_stopped_task_says_so_and_a_resume_joins_the_other(workspace: Path, sd
     tasks[0].communicate(timeout=60)
     assert tasks[0].returncode == 143
     joined = sdbatch("resume", "sweep", "hydra/launcher=local")
+    assert joined.returncode == 0, joined.stderr
     assert "busy with it already; this joins them" in joined.stderr
-    tasks[1].communicate(timeout=90)
+    assert "160 of 160 are there" in joined.stdout
+    tasks[1].communicate(timeout=60)
     assert tasks[1].returncode == 0
-    assert sdbatch("resume", "sweep").returncode == 0
     check_exact(sweep, 160)
 
 
