@@ -20,6 +20,7 @@ VERBS = {
     "status": "how far a sweep is, and what failed",
     "grid": "draw a comparison grid from MLflow or from a sweep folder",
     "track": "send a sweep's rows to MLflow",
+    "compact": "merge the many small files of a made sweep into larger ones",
     "export": "write a sweep as a Parquet or WebDataset dataset",
     "models": "list the weight files that are options",
     "merge": "merge checkpoints, bake LoRAs in, or make one LoRA of several",

@@ -110,6 +110,11 @@ class SweepFolder:
         above = self.blocks if plan_size <= FLAT_LIMIT else self.blocks / _group(shard)
         return above / f"{shard:06d}-{block:05d}.{suffix}"
 
+    def merged_block(self, first: Path, last: Path, block: int, suffix: str) -> Path:
+        """The block that takes the place of those of some neighbouring parts."""
+        part = self.merged_part(first, last, block)
+        return self.blocks / part.parent.relative_to(self.rows) / f"{part.stem.removeprefix('part-')}{suffix}"
+
     def parts(self) -> list[Path]:
         """All committed parts, in the order of shard and block."""
         return sorted(self._numbered(self.rows, _PART), key=self.place)

@@ -49,7 +49,11 @@ def texts_of(ids: IdArray) -> list[str]:
 
 def order_of(ids: IdArray) -> npt.NDArray[np.int64]:
     """The order that sorts ids."""
-    return cast(npt.NDArray[np.int64], np.lexsort((ids[:, 1], ids[:, 0])))
+    order = np.argsort(ids[:, 0])
+    high = ids[order, 0]
+    if bool((high[1:] == high[:-1]).any()):
+        order = np.lexsort((ids[:, 1], ids[:, 0]))  # six times as slow, and needed only for ids that share a half
+    return cast(npt.NDArray[np.int64], order)
 
 
 def find_in(sorted_ids: IdArray, ids: IdArray) -> npt.NDArray[np.int64]:
@@ -58,8 +62,9 @@ def find_in(sorted_ids: IdArray, ids: IdArray) -> npt.NDArray[np.int64]:
     if not len(sorted_ids):
         return places
     high = np.ascontiguousarray(sorted_ids[:, 0])
-    place = np.searchsorted(high, ids[:, 0])
-    left = np.arange(len(ids))
+    left = np.argsort(ids[:, 0])  # looked up in their order, neighbours are found in the processor's cache
+    place = np.empty(len(ids), dtype=np.int64)
+    place[left] = np.searchsorted(high, ids[left, 0])
     # Ids that share their first half lie side by side; there is hardly ever more than one.
     while len(left):
         left = left[place[left] < len(high)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,10 +31,11 @@ SEAL = b"sdbatch crc32 "
 SEAL_BYTES = len(SEAL) + 4
 
 _MAGIC = b"sdbatch keys 1 "
-_TRAILER_BYTES = len(_MAGIC) + 12
-"""The mark, then how many rows, how many bytes, and their CRC-32."""
-_TAIL_BYTES = 48 * 1024
-"""What a first read takes of a part: the footer and the keys of some hundred rows."""
+_NUMBERS = struct.Struct("<III")
+"""How many rows, how many bytes, and their CRC-32."""
+_TRAILER_BYTES = len(_MAGIC) + _NUMBERS.size
+_TAIL_BYTES = 24 * 1024
+"""What a first read takes of a part: the footer, and the keys of a block."""
 _OK = STATUSES.index(OK)
 
 _ROW = np.dtype([("id", "<u8", (2,)), ("made_us", "<i8"), ("size", "<i8"), ("offset", "<i8"), ("place", "<u2"), ("status", "u1")])
@@ -110,8 +112,7 @@ def encode(keys: Keys) -> bytes:
         "recipes": {name: _plain(made) for name, made in keys.recipes.items()},
     }
     body = keys.rows.tobytes() + json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
-    numbers = (len(keys.rows), len(body), zlib.crc32(body))
-    return body + _MAGIC + b"".join(number.to_bytes(4, "little") for number in numbers)
+    return body + _MAGIC + _NUMBERS.pack(len(keys.rows), len(body), zlib.crc32(body))
 
 
 def decode(data: bytes, end: int) -> Keys:
@@ -119,7 +120,7 @@ def decode(data: bytes, end: int) -> Keys:
     trailer = end - _TRAILER_BYTES
     if trailer < 0 or data[trailer : trailer + len(_MAGIC)] != _MAGIC:
         raise pa.ArrowInvalid("not a whole part: it has no keys; cut short, or written by another program")
-    count, length, crc = (int.from_bytes(data[end - place : end - place + 4], "little") for place in (12, 8, 4))
+    count, length, crc = _NUMBERS.unpack_from(data, end - _NUMBERS.size)
     body = memoryview(data)[max(0, trailer - length) : trailer]
     if len(body) != length or zlib.crc32(body) != crc:
         raise pa.ArrowInvalid("the checksum of its keys is wrong: some bits of it changed")

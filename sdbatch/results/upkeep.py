@@ -74,7 +74,7 @@ def drop_rows(folder: SweepFolder, image_ids: Collection[str]) -> int:
             dropped += len(hit)
         else:
             kept = integers(np.flatnonzero(~hit))
-            _supersede(folder, [part], table.take(kept))
+            supersede(folder, [part], table.take(kept))
             dropped += count
     return dropped
 
@@ -86,14 +86,14 @@ def merge_parts(folder: SweepFolder, shards: Container[int] | None = None) -> in
     different folders stay apart, and so does a shard that is not wanted from its neighbours.
     """
     gone = 0
-    for run in _runs(folder, shards):
+    for run in iter_runs(folder, shards):
         for parts, table in _mergeable(run):
-            _supersede(folder, parts, table)
+            supersede(folder, parts, table)
             gone += len(parts)
     return gone
 
 
-def _runs(folder: SweepFolder, shards: Container[int] | None) -> Iterator[list[Path]]:
+def iter_runs(folder: SweepFolder, shards: Container[int] | None) -> Iterator[list[Path]]:
     """Neighbouring parts that may become one."""
     run: list[Path] = []
     for part in folder.parts():
@@ -126,7 +126,7 @@ def _mergeable(parts: Iterable[Path]) -> Iterator[tuple[list[Path], pa.Table]]:
         yield run, pa.concat_tables(tables)
 
 
-def _supersede(folder: SweepFolder, old: Sequence[Path], table: pa.Table) -> None:
+def supersede(folder: SweepFolder, old: Sequence[Path], table: pa.Table) -> None:
     """Put one part in the place of some neighbours; none at all when the table is empty."""
     if table.num_rows:
         # Above all blocks of the plan: a worker never finds its own place taken by something else.

@@ -229,11 +229,13 @@ def measure_sweep(folder: SweepFolder, cells: int, workers: int) -> None:
 
 
 READ = """
-import json, resource, sys, time
+import json, pathlib, resource, sys, time
 started_s, cpu_s = time.perf_counter(), time.process_time()
 {body}
 usage = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([time.perf_counter() - started_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, told]))
+# Not ru_maxrss, which begins with what the parent held.
+peak_kb = next(int(line.split()[1]) for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(json.dumps([time.perf_counter() - started_s, usage.ru_utime + usage.ru_stime, peak_kb / 1024, told]))
 """
 STATUS = """
 from sdbatch.results.folder import SweepFolder
