@@ -18,20 +18,26 @@ from sdbatch.weights.prediction import Prediction
 _FOLDER_FILES = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
     "diffusion_pytorch_model.fp16.safetensors",
     "model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+    "model.safetensors.index.fp16.json",
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "pytorch_model.bin.index.json",
 )
+"""What a component's folder may hold, the first that is there counts; an index names the parts of a split file."""
 _EMA = "model_ema."
 
 
 class Checkpoint(Protocol):
     """Where the weights of a recipe's model come from, whatever holds them."""
 
-    @property
-    def key(self) -> Hashable:
-        """What its tensors are: checkpoints with equal keys hold equal weights."""
+    def key(self, part: Component) -> Hashable:
+        """What the component's tensors are: where two checkpoints have equal keys, they hold equal weights."""
         ...
 
     @property
@@ -59,9 +65,12 @@ class FileCheckpoint:
         self.file = recipe.checkpoint
         self.is_ema = recipe.ema
         self.configs = configs
-        self.key: Hashable = (self.file.sha256, self.is_ema)
         self.label = f"checkpoint.{self.file.name}"
         self._tensors: Tensors | None = None
+
+    def key(self, part: Component) -> Hashable:
+        """The file, and for the denoiser which of its two sets of weights."""
+        return self.file.sha256, self.is_ema and part.name == self.configs.family.denoiser
 
     def component(self, part: Component) -> Tensors:
         """The tensors under the component's prefix, renamed."""
@@ -105,10 +114,13 @@ class FolderCheckpoint:
     def __init__(self, recipe: Recipe, configs: Configs) -> None:
         self.file = recipe.checkpoint
         self.configs = configs
-        self.key: Hashable = self.file.sha256
         self.label = f"checkpoint.{self.file.name}"
         if recipe.ema:
             raise WeightFileError(f"{self.label}: a diffusers folder has one set of weights. Set checkpoint.ema=false.")
+
+    def key(self, part: Component) -> Hashable:
+        """The folder by content."""
+        return self.file.sha256
 
     def component(self, part: Component) -> Tensors:
         """The tensors of the component's folder."""
@@ -152,14 +164,12 @@ def read_replacement(file: WeightFile, part: Component, configs: Configs) -> Ten
 
 def read_folder(file: WeightFile, folder: Path) -> Tensors:
     """The tensors of one component's folder, in one file or in several with an index."""
-    if index := next(iter(sorted(folder.glob("*.safetensors.index.json"))), None):
-        names = sorted(set(read_json(index, file.name)["weight_map"].values()))
-        parts = [read_tensors(WeightFile(file.name, str(folder / Path(name).name), file.sha256)).tensors for name in names]
-        return {key: tensor for part in parts for key, tensor in part.items()}
-    for name in _FOLDER_FILES:
-        if (folder / name).is_file():
-            return read_tensors(WeightFile(file.name, str(folder / name), file.sha256)).tensors
-    raise WeightFileError(f"{file.name}: {folder} holds no weights. It must have one of {', '.join(_FOLDER_FILES[:4])}.")
+    found = next((name for name in _FOLDER_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise WeightFileError(f"{file.name}: {folder} holds no weights. It must have {', '.join(_FOLDER_FILES[:2])} or their like.")
+    names = sorted(set(read_json(folder / found, file.name)["weight_map"].values())) if found.endswith(".json") else [found]
+    parts = [read_tensors(WeightFile(file.name, str(folder / Path(name).name), file.sha256)).tensors for name in names]
+    return {key: tensor for part in parts for key, tensor in part.items()}
 
 
 def rename(state: Tensors, part: Component, configs: Configs, what: str) -> Tensors:

@@ -42,6 +42,7 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
         yield Fault("checkpoint", f"{recipe.checkpoint.name} {message}.")
         return
     yield from _missing_parts(recipe, base, catalog, index)
+    yield from _idle_parts(recipe)
     if any(encoder.kind == "t5" for encoder in FAMILIES[recipe.family].encoders) and find_t5_tokenizer(recipe) is None:
         yield Fault("family.config", missing_t5_tokenizer(recipe))
     if recipe.merge and (found := find_fault(recipe.merge)):
@@ -76,6 +77,16 @@ def _differs_in_guidance(base: Identity, config: Path) -> bool:
     """FLUX dev and schnell have the same widths; what differs is whether guidance is an input, and the schedule."""
     has_guidance = _read_json(config / "transformer" / "config.json").get("guidance_embeds")
     return base.format != "folder" and has_guidance is not None and base.variant == ("schnell" if has_guidance else "dev")
+
+
+def _idle_parts(recipe: Recipe) -> Iterator[Fault]:
+    """What the model has no place for: it would be loaded and do nothing."""
+    index = _read_json(Path(recipe.config) / "model_index.json")
+    for part in SINGLE_PARTS:
+        if recipe.part(part) is not None and index.get(part) == [None, None]:
+            yield Fault(part, f"this model has no {part}. Set {part}=baked.")
+    if recipe.controlnets and FAMILIES[recipe.family].denoiser != "unet":
+        yield Fault("controlnet", f"ControlNets do not run with {FAMILIES[recipe.family].title}. Leave controlnet empty.")
 
 
 def _missing_parts(recipe: Recipe, base: Identity, catalog: Catalog, index: Index) -> Iterator[Fault]:

@@ -71,13 +71,19 @@ def run(way: str, folder: Path, temperature: str) -> dict[str, Any]:
 def compare(folder: Path, rounds: int) -> None:
     run("load", folder, "warm")  # writes the checkpoint the first time, and loads the library's own files
     for temperature in ("cold", "warm"):
-        found = {way: [run(way, folder, temperature) for _ in range(rounds)] for way in ("read", "load")}
+        found: dict[str, list[dict[str, Any]]] = {"read": [], "load": []}
+        for _ in range(rounds):
+            for way, costs in found.items():
+                costs.append(run(way, folder, temperature))
         for way, costs in found.items():
             middle = {key: statistics.median(cost[key] for cost in costs) for key in costs[0]}
-            print(f"{temperature} {way}: {middle['wall_s']:6.2f} s, {middle['cpu_s']:5.2f} CPU s, {middle['memory_gb']:.2f} GB more memory")
+            print(
+                f"{temperature} {way}: {middle['wall_s']:6.2f} s, {middle['cpu_s']:5.2f} CPU s, {middle['memory_gb']:.2f} GB more memory",
+                flush=True,
+            )
         ratios = [load["wall_s"] / read["wall_s"] for load, read in zip(found["load"], found["read"], strict=True)]
         beyond = statistics.median(cost["memory_gb"] - cost["file_gb"] for cost in found["load"])
-        print(f"{temperature} load / read: {statistics.median(ratios):.2f}; memory beyond the file's size: {beyond:.2f} GB")
+        print(f"{temperature} load / read: {statistics.median(ratios):.2f}; memory beyond the file's size: {beyond:.2f} GB", flush=True)
 
 
 if __name__ == "__main__":

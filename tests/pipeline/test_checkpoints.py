@@ -52,6 +52,7 @@ FORMS: dict[str, Callable[[TinyModel, Path], WeightFile]] = {
     "sharded folder": lambda model, path: as_folder(model, path / "model", max_shard_size="200KB"),
     "folder of pickles": lambda model, path: as_folder(model, path / "model", safe_serialization=False),
     "folder of a variant": lambda model, path: as_folder(model, path / "model", variant="fp16"),
+    "sharded folder of a variant": lambda model, path: as_folder(model, path / "model", variant="fp16", max_shard_size="200KB"),
     "ckpt": as_pickle,
 }
 

@@ -53,6 +53,11 @@ def test_what_flux_cannot_take(flux: tuple[str, ...]) -> None:
     assert "1024 px" not in said
 
 
+def test_a_controlnet_is_not_for_flux(flux: tuple[str, ...]) -> None:
+    said = faults_of(*flux, "controlnet=[edges]", "controlnet.edges.image=control.png")
+    assert "controlnet: ControlNets do not run with FLUX.1. Leave controlnet empty." in said
+
+
 def test_parts_that_are_missing(flux: tuple[str, ...], workspace: Path) -> None:
     (workspace / "flux/tokenizer_2/tokenizer.json").unlink()
     said = faults_of(*flux[:5], "text_encoder_2=baked")
