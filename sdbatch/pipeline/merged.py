@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,11 +29,19 @@ class MergedCheckpoint:
         assert recipe.merge is not None
         self.recipe = recipe
         self.configs = configs
-        self.key: Hashable = (recipe.checkpoint.sha256, recipe.merge)
         self.label = f"checkpoint.{recipe.checkpoint.name}"
         if recipe.ema:
             raise WeightFileError(f"{self.label}: averaged weights cannot be merged. Set checkpoint.ema=false.")
         self._weights = merge_weights([_open(file) for file in files_of(recipe.checkpoint, recipe.merge)], recipe.merge)
+
+    def key(self, part: Component) -> Hashable:
+        """The files and the numbers; block weights are the denoiser's alone, so that the others stay when only these change."""
+        assert self.recipe.merge is not None
+        merge = self.recipe.merge
+        if part.name != self.configs.family.denoiser:
+            # A list with BASE in front has an even length; BASE is the others' ratio.
+            merge = replace(merge, blocks=merge.blocks[:1] if len(merge.blocks) % 2 == 0 else ())
+        return self.recipe.checkpoint.sha256, merge
 
     def component(self, part: Component) -> Tensors:
         """The merged tensors of a component, in the first checkpoint's dtype: as a merged file would hold them."""

@@ -164,7 +164,7 @@ class Model:
         for part in parts:
             dtype = component_dtype(part.name, part.cls, self.dtype)
             other = recipe.part(part.name)
-            key = (other.sha256 if other else ("baked", checkpoint.key), where, dtype)
+            key = (other.sha256 if other else ("baked", checkpoint.key(part)), where, dtype)
             if self._lacks(part.name, key):
                 self._slots[part.name] = (key, self._place(load_component(part, recipe, checkpoint, configs, dtype)))
         for encoder in encoders:
