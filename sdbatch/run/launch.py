@@ -41,6 +41,7 @@ Ending = Outcome | Handed | Printed
 def run_job(job: Job) -> Ending:
     """Run a prepared job. Raises FolderError before anything is made if the folder cannot be used."""
     folder = SweepFolder(job.out)
+    _check(job.settings)
     folder.create()
     with folder.lock():
         state = take_up(folder)
@@ -62,7 +63,19 @@ def resume(path: Path, uri: str | None = None, launcher: Mapping[str, Any] | Non
         if launcher:
             kept = {} if "name" in launcher else settings.launcher
             settings = replace(settings, launcher={**kept, **launcher})
+        _check(settings)
         return _launch(folder, settings, uri or settings.tracking_uri, take_up(folder))
+
+
+def _check(settings: Settings) -> None:
+    """Raises ConfigError when the launcher cannot be used here, before anything is written."""
+    match read_launcher(settings.launcher):
+        case SlurmLauncher():
+            slurm.check()
+        case RayLauncher():
+            ray.check()
+        case _:
+            return
 
 
 def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Committed) -> Ending:

@@ -28,7 +28,7 @@ class Settings:
     tracking_uri: str | None = None
     experiment: str = "sdbatch"
     outputs: str = "outputs"
-    launcher: dict[str, Any] = field(default_factory=dict[str, Any])
+    launcher: dict[str, Any] = field(default_factory=lambda: {"name": "local"})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""

@@ -79,10 +79,10 @@ def test_a_sweep_beside_the_volume_is_refused() -> None:
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"pip install 'sdbatch\[slurm\]'"):
-        slurm.submit(OUT, SlurmLauncher(), "foxes")
+        slurm.check()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'sdbatch\[ray\]'"):
-        ray.submit(OUT, RayLauncher())
+        ray.check()
 
 
 def test_what_ray_is_asked_for() -> None:

@@ -40,8 +40,8 @@ def test_an_engine_that_is_not_here_is_refused_before_anything_is_submitted(
     monkeypatch.setenv("PATH", str(workspace))
     refused = sdbatch(*REHEARSAL, "seed=1", "hydra/launcher=slurm")
     assert refused.returncode == 2
-    assert "there is no srun here" in refused.stderr
-    assert not (workspace / "sweep/engine.json").exists()
+    assert "there is no srun and sbatch here" in refused.stderr
+    assert not (workspace / "sweep").exists()
 
 
 def test_a_sweep_that_was_never_submitted_cannot_be_stopped(workspace: Path, sdbatch: Sdbatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def read_submissions(folder: SweepFolder) -> list[Submission]:
         return []
 
 
-def missing(name: str, package: str) -> ConfigError:
-    """The error for an engine whose Python package is not there."""
-    return ConfigError(EXTRA.format(name=name, package=package))
+def require(name: str, package: str) -> None:
+    """Raises ConfigError, naming the extra, when an engine's Python package is not there. Imports nothing."""
+    try:
+        found = find_spec(package)
+    except ValueError:
+        found = None
+    if found is None:
+        raise ConfigError(EXTRA.format(name=name, package=package))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sdbatch.config.launcher import RayLauncher
 from sdbatch.errors import ConfigError
 from sdbatch.results.folder import SweepFolder
-from sdbatch.run.launchers.command import Share, Submission, missing, worker_command
+from sdbatch.run.launchers.command import Share, Submission, require, worker_command
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -68,6 +68,11 @@ def run_worker(words: Sequence[str]) -> int:
     return code
 
 
+def check() -> None:
+    """Before anything is written. Raises ConfigError when nothing could be submitted from here."""
+    require("ray", "ray")
+
+
 def submit(folder: SweepFolder, launcher: RayLauncher) -> Submission:
     """Start the workers. Raises ConfigError without ray, or when the cluster does not answer."""
     share = Share(launcher.gpus_per_worker, launcher.cpus_per_worker)
@@ -99,10 +104,9 @@ def task_options(launcher: RayLauncher) -> dict[str, Any]:
 @contextmanager
 def connected(address: str, runtime_env: Mapping[str, Any] | None = None) -> Generator[Any]:
     """A connection to the cluster. Raises ConfigError when there is none."""
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise missing("ray", "ray") from None
+    check()
+    import ray
+
     # Ray would pack the working directory and the driver's log into its own; neither is needed.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     try:

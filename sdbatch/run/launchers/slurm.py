@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 from sdbatch.config.launcher import SlurmLauncher
 from sdbatch.errors import ConfigError
 from sdbatch.results.folder import SweepFolder
-from sdbatch.run.launchers.command import Share, Submission, missing, worker_command
+from sdbatch.run.launchers.command import Share, Submission, require, worker_command
 
 STOPS = (signal.SIGTERM, signal.SIGUSR2)
 IGNORE = "trap '' TERM USR2"
@@ -46,6 +47,13 @@ class Task:
         return submitit.helpers.DelayedSubmission(self)
 
 
+def check() -> None:
+    """Before anything is written. Raises ConfigError when nothing could be submitted from here."""
+    require("slurm", "submitit")
+    if shutil.which("srun") is None or shutil.which("sbatch") is None:
+        raise ConfigError("hydra/launcher=slurm: there is no srun and sbatch here. Run this where they are, such as a login node.")
+
+
 def submit(folder: SweepFolder, launcher: SlurmLauncher, name: str) -> Submission:
     """Submit the workers. Raises ConfigError without submitit or Slurm, or when sbatch refuses."""
     words = worker_command((), folder.path, Share(launcher.gpus_per_worker, launcher.cpus_per_worker))
@@ -67,15 +75,11 @@ def stop(submission: Submission) -> None:
 
 def build_executor(folder: Path, launcher: SlurmLauncher, name: str) -> Any:
     """submitit's executor with all options set. Raises ConfigError."""
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise missing("slurm", "submitit") from None
+    check()
+    import submitit
+
     python = launcher.python or shlex.quote(sys.executable)
-    try:
-        executor = submitit.AutoExecutor(folder.absolute(), cluster="slurm", slurm_python=f"sh -c {shlex.quote(_started(python))} sh")
-    except RuntimeError:
-        raise ConfigError("hydra/launcher=slurm: there is no srun here. Run this where sbatch works, such as a login node.") from None
+    executor = submitit.AutoExecutor(folder.absolute(), cluster="slurm", slurm_python=f"sh -c {shlex.quote(_started(python))} sh")
     given = {
         "mem_gb": launcher.mem_gb,
         "gpus_per_node": launcher.gpus_per_worker or None,
