@@ -77,6 +77,9 @@ class Composition:
         if group in STACKS and isinstance(stack, dict) and name not in stack:
             chosen = ", ".join(cast(dict[str, Any], stack)) or "nothing"
             return f"{key} is set, but {group} {name!r} is not in the stack ({chosen}). Add it: '{group}=[{name}]'."
+        if key.startswith("hydra.launcher."):
+            options: list[str] = [f"hydra.launcher.{option}" for option in self.hydra["launcher"]]
+            return f"{key}: {self.hydra['launcher'].get('name')} has no such option. {did_you_mean(key, options, shown=len(options))}"
         return f"{key}: there is no such key. {did_you_mean(key, leaf_keys(self.plain))}"
 
     def interpolates(self, key: str) -> bool:

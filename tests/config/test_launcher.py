@@ -61,3 +61,9 @@ def test_a_users_own_preset_extends_a_launcher(workspace: Path) -> None:
     assert job.settings.launcher["name"] == "slurm"
     assert (job.settings.launcher["partition"], job.settings.launcher["workers"]) == ("a100", 4)
     assert job.settings.launcher["setup"] == ["source ${HOME}/venv/bin/activate"]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_wrong_key_on_the_command_line_names_the_launcher_s_options() -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.wrkers: slurm has no such option\. Did you mean hydra\.launcher\.workers"):
+        prepare(read_arguments([*BASE, "engine=rehearsal", "hydra/launcher=slurm", "hydra.launcher.wrkers=2"]))
