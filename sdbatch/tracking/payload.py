@@ -151,7 +151,9 @@ def _describe(tally: Tally) -> str:
     for key, values in tally.axes.items():
         shown = ", ".join(f"`{_code(value)}`" for value in list(values)[:8])
         lines.append(f"* `{_code(key)}`: {shown}" + (f", ... {len(values)} values" if len(values) > 8 else ""))
-    lines.append("\nArtifacts: `rows.parquet` (one row per image), `plan.parquet`, `config.yaml`, `grid.png`, `samples/`.")
+    lines.append(
+        "\nArtifacts: `rows.parquet` (one row per image), `plan.parquet` (not of large sweeps), `config.yaml`, `grid.png`, `samples/`."
+    )
     return "\n".join(lines)
 
 

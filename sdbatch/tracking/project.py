@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from sdbatch.errors import FolderError
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.lock import holding
-from sdbatch.results.reader import load_rows
+from sdbatch.results.reader import load_rows, read_index
 from sdbatch.tracking.cursor import Cursor
+from sdbatch.tracking.large import LARGE, count_index
 from sdbatch.tracking.payload import MOST_METRICS, MOST_PARAMS, Payload, chunks, group_payload, planned_images, sweep_payload
 from sdbatch.tracking.report import Report
 from sdbatch.tracking.shipment import Shipment, fingerprint
@@ -41,8 +42,13 @@ def project(folder: Path, target: Target, *, running: bool = False) -> Report:
     if not sweep.is_sweep:
         raise FolderError(f"{folder}: not a sweep folder (no sweep.json, no plan.parquet). Give the folder that a sweep wrote, its out=.")
     with holding(folder / LOCK):
-        tally = count_rows(load_rows(sweep, COLUMNS), target.most_groups, target.samples)
-        projection = Projection(sweep, target, tally, running)
+        index = read_index(sweep)
+        is_large = max(len(index), planned_images(sweep.read_about()) or 0) > LARGE
+        if is_large:
+            tally = count_index(sweep, index, target.samples)
+        else:
+            tally = count_rows(load_rows(sweep, COLUMNS), target.most_groups, target.samples)
+        projection = Projection(sweep, target, tally, running, is_large)
         error: str | None = None
         try:
             projection.send()
@@ -63,8 +69,10 @@ class _Known:
 class Projection:
     """One pass over a sweep, in steps that can each be repeated."""
 
-    def __init__(self, sweep: SweepFolder, target: Target, tally: Tally, running: bool) -> None:
+    def __init__(self, sweep: SweepFolder, target: Target, tally: Tally, running: bool, is_large: bool = False) -> None:
         self.sweep, self.target, self.tally, self.running = sweep, target, tally, running
+        self.is_large = is_large
+        """One run with counts, and no tables."""
         self.out = str(sweep.path.absolute())
         self.about: Mapping[str, Any] = sweep.read_about()
         self.cursor = Cursor(sweep.path, target)
@@ -93,7 +101,7 @@ class Projection:
         shipment = Shipment(store, self.sweep, self.cursor)
         if not self.tally.groups:
             shipment.send_samples(run_id, self.tally.total.samples)
-        shipment.send_files(run_id)
+        shipment.send_files(run_id, with_tables=not self.is_large)
         self._close(store, parent, self.tally.total, planned_images(self.about))
         self.cursor.sent.images = self.tally.images
         self.cursor.save()
@@ -124,6 +132,8 @@ class Projection:
         parent = parent or self._run_by_tags(store)
         if parent is None:
             return _Known(None, {})
+        if self.is_large:
+            return _Known(parent, {})
         children = store.find_runs(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
         return _Known(parent, {run.data.tags.get("sdbatch.group", ""): run for run in children})
 

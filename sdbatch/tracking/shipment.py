@@ -30,11 +30,12 @@ class Shipment:
     def __init__(self, store: Store, sweep: SweepFolder, cursor: Cursor) -> None:
         self.store, self.sweep, self.cursor = store, sweep, cursor
 
-    def send_files(self, run_id: str) -> None:
-        """The table, the plan, the configuration and the grids."""
+    def send_files(self, run_id: str, with_tables: bool = True) -> None:
+        """The table, the plan, the configuration and the grids; the tables of a large sweep stay where they are."""
         with tempfile.TemporaryDirectory() as scratch:
-            self._send_table(run_id, Path(scratch))
-            for name in FILES:
+            if with_tables:
+                self._send_table(run_id, Path(scratch))
+            for name in FILES if with_tables else FILES[1:]:
                 path = self.sweep.path / name
                 if path.is_file():
                     self._send(run_id, redacted_text(path, Path(scratch)), name, original=path)

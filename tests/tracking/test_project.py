@@ -12,6 +12,7 @@ import pytest
 from sdbatch.errors import FolderError
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.lock import holding
+from sdbatch.tracking import project as project_module
 from sdbatch.tracking import store as store_module
 from sdbatch.tracking.cursor import CURSOR, Cursor
 from sdbatch.tracking.project import LOCK, project
@@ -306,7 +307,7 @@ def test_shared_file_systems_are_warned_about(kind: str, warned: bool) -> None:
 def test_a_failure_keeps_what_was_sent(make_sweep: SweepMaker, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_sweep()
 
-    def refuse(self: Shipment, *_: Any) -> None:
+    def refuse(self: Shipment, *_: Any, **options: object) -> None:
         raise TrackingError("disk full over there")
 
     with monkeypatch.context() as patch:
@@ -316,3 +317,38 @@ def test_a_failure_keeps_what_was_sent(make_sweep: SweepMaker, target: Target, m
     assert query(target, "select count(*) from runs") == [(4,)]
     assert project(folder, target).ok
     assert query(target, "select count(*) from runs") == [(4,)]
+
+
+def test_a_large_sweep_is_one_run_of_counts_by_few_requests_and_no_row(
+    make_sweep: SweepMaker, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_sweep(seeds=6, failed=2)
+    about = SweepFolder(folder).read_about()
+    SweepFolder(folder).write_about({**about, "cells": 24, "axes": {"lora.style_a.weight": 3, "seed": 6}, "versions": {"torch": "2.13"}})
+    monkeypatch.setattr(project_module, "LARGE", 20)
+
+    def never(*_: object) -> None:
+        raise AssertionError("rows were read")
+
+    monkeypatch.setattr(project_module, "load_rows", never)
+    monkeypatch.setattr("sdbatch.tracking.shipment.write_table", never)
+    first = project(folder, target, running=True)
+    assert first.ok and (first.images, first.sent, first.runs) == (18, 18, 1)
+    write_block(folder, [make_cell(2.0, seed) for seed in range(6)], block=1)
+    calls: list[str] = []
+    real = Store.call
+
+    def counted(self: Store, function: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(function.__name__)
+        return real(self, function, *arguments, **options)
+
+    monkeypatch.setattr(Store, "call", counted)
+    second = project(folder, target)
+    assert second.ok and (second.images, second.run_id) == (24, first.run_id)
+    assert len(calls) <= 5, calls  # in five minutes; a server takes one in thirty seconds of each sweep
+    assert query(target, "select count(*) from runs") == [(1,)]
+    done = query(target, "select value, step from metrics where key = 'images_done' order by step")
+    assert done == [(16.0, 18), (22.0, 24)]
+    assert query(target, "select value from metrics where key = 'images_per_s' order by step limit 1")[0][0] > 0
+    assert query(target, "select status from runs") == [("FAILED",)]
+    assert {"config.yaml", "sweep.json"} <= set(artifacts(target)) and not {"rows.parquet", "plan.parquet"} & set(artifacts(target))
