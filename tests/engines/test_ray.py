@@ -82,17 +82,17 @@ def test_workers_are_killed_and_a_node_is_lost_and_every_image_is_made_once(
 def test_a_stopped_sweep_goes_on_and_outlives_its_cluster(workspace: Path, sdbatch: Sdbatch, ray_cluster: RayCluster) -> None:
     sweep = workspace / "sweep"
     fleet = ("hydra/launcher=ray", f"hydra.launcher.address={ray_cluster.address}", "hydra.launcher.workers=2")
-    sdbatch(*SLOW, "seed=range(0,160)", *fleet, check=True)
+    sdbatch(*SLOW, "seed=range(0,320)", *fleet, check=True)
     wait_for(lambda: made(sweep) >= 8, 60, "first images")
     assert "stopped 2 workers, ray" in sdbatch("stop", "sweep").stdout
     wait_for(lambda: not workers(sweep), 30, "end of the workers")
     partial = made(sweep)
-    assert partial < 160
+    assert partial < 320
     sdbatch("resume", "sweep", check=True)
     wait_for(lambda: made(sweep) >= partial + 8, 60, "images after the resume")
     ray_cluster.lose_all()
     wait_for(lambda: not workers(sweep), 30, "end of workers without a cluster")
-    assert made(sweep) < 160
-    here = sdbatch("resume", "sweep", "hydra/launcher=local", "hydra.launcher.workers=2")
+    assert made(sweep) < 320
+    here = sdbatch("resume", "sweep", "hydra/launcher=local", "hydra.launcher.workers=4")
     assert here.returncode == 0, here.stderr
-    check_exact(sweep, 160)
+    check_exact(sweep, 320)

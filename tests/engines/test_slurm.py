@@ -94,20 +94,20 @@ def test_an_array_is_preempted_killed_and_loses_a_node_and_makes_every_image_onc
 
 def test_a_cancelled_array_stays_cancelled_and_a_resume_makes_the_rest(workspace: Path, sdbatch: Sdbatch, slurm: Slurm) -> None:
     sweep = workspace / "sweep"
-    sdbatch(*SLOW, "seed=range(0,128)", *ARRAY, "hydra.launcher.workers=2", check=True)
+    sdbatch(*SLOW, "seed=range(0,192)", *ARRAY, "hydra.launcher.workers=2", check=True)
     wait_until_made(sweep, 8)
     first = job_of(sweep)
     stopped = sdbatch("stop", "sweep")
     assert "stopped 2 workers, slurm job" in stopped.stdout
     wait_until_ended(slurm, sweep)
     partial = made(sweep)
-    assert 0 < partial < 128
+    assert 0 < partial < 192
     assert {slurm.facts(f"{first}_{index}")["JobState"] for index in range(2)} == {"CANCELLED"}
     resumed = sdbatch("resume", "sweep", "hydra.launcher.workers=4", "hydra.launcher.wait=true")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"{128 - partial} images made" in resumed.stdout
+    assert f"{192 - partial} images made" in resumed.stdout
     assert job_of(sweep) != first
-    check_exact(sweep, 128)
+    check_exact(sweep, 192)
 
 
 def test_a_warned_worker_goes_back_into_the_queue_and_an_early_warning_loses_nothing(
