@@ -73,8 +73,14 @@ def _low_rank(parts: Parts, shape: Shape) -> LowRank:
     return LowRank(down.reshape(rank, *shape[1:]), up.reshape(-1, rank) * _scale(parts, rank))
 
 
-def _hadamard(parts: Parts, shape: Shape) -> Dense:
-    """LoHa: the element-wise product of two low-rank matrices."""
+def _hadamard(parts: Parts, shape: Shape) -> LowRank | Dense:
+    """LoHa: the element-wise product of two low-rank matrices, which is one of rank R squared: kept so where that is smaller."""
+    a1, b1, a2, b2 = (parts[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    rank, sides = b1.shape[0] ** 2, (a1.shape[0], b1[0].numel())
+    if "hada_t1" not in parts and rank * sum(sides) < sides[0] * sides[1]:
+        up = (a1.float()[:, :, None] * a2.float()[:, None, :]).reshape(-1, rank)
+        down = (b1.float().flatten(1)[:, None] * b2.float().flatten(1)[None]).reshape(rank, *shape[1:])
+        return LowRank(down, up * _scale(parts, b1.shape[0]))
     first = _product(parts["hada_w1_a"], parts["hada_w1_b"], parts.get("hada_t1"))
     second = _product(parts["hada_w2_a"], parts["hada_w2_b"], parts.get("hada_t2"))
     return Dense((first * second * _scale(parts, parts["hada_w1_b"].shape[0])).reshape(*shape))

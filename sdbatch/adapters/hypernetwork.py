@@ -149,6 +149,7 @@ class HypernetworkStack:
                     "It was made for another family; choose one of this family."
                 )
         self._strengths_BL = torch.zeros(1, len(networks))
+        self._columns: dict[tuple[int, torch.dtype, torch.device], Tensor | None] = {}
         self._handles = [module.register_forward_pre_hook(self._hook(name, module, networks)) for name, module in layers.items()]
 
     def _hook(self, name: str, module: nn.Linear, networks: Sequence[Hypernetwork]) -> _Hook:
@@ -159,11 +160,15 @@ class HypernetworkStack:
     def set_strengths(self, strengths_BL: Tensor) -> None:
         """One row per image of the batch, one column per hypernetwork."""
         self._strengths_BL = strengths_BL
+        self._columns.clear()
 
     def strength(self, index: int, like: Tensor) -> Tensor | None:
         """[B, 1, 1] of one hypernetwork; None when no image uses it."""
-        column = self._strengths_BL[:, index]
-        return column.to(like)[:, None, None] if bool(column.any()) else None
+        key = (index, like.dtype, like.device)
+        if key not in self._columns:
+            column = self._strengths_BL[:, index]
+            self._columns[key] = column.to(like)[:, None, None] if bool(column.any()) else None
+        return self._columns[key]
 
     def detach(self) -> None:
         """Take the hooks off; the UNet is what it was."""

@@ -214,6 +214,8 @@ class Model:
             deltas = [lora.deltas.get(name, {}) for lora in self.loras]
             if any(deltas):
                 self._stacks[name] = AdapterStack(component, deltas, name, recipe.family)
+        for lora in self.loras:
+            lora.deltas.clear()  # the stacks have them in the model's dtype
         if recipe.hypernetworks:
             self.hypernetworks = HypernetworkStack(self.denoiser, [load_hypernetwork(file) for file in recipe.hypernetworks])
         self.encoder = self._build_encoder(find_family(recipe.family), recipe)
