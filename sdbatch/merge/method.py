@@ -1,4 +1,4 @@
-"""The ways to merge tensors, one table. Each takes float32 tensors of one name and gives their merge in float32.
+"""The ways to merge tensors, one table. Each looks at whole tensors once, then merges them part by part in float32.
 
 Sources: TIES, arXiv 2306.01708; DARE, arXiv 2311.03099; slerp, Shoemake 1985. `a`, `b`, `c` are A1111's models A, B and C.
 """
@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdbatch.cell import Merge
+
+CHUNK = 2**18
+"""Numbers merged at once: what fits the processor's cache."""
 
 SAME_DIRECTION = 0.9995
 """Cosine of two tensors beyond which the arc between them is a straight line."""
@@ -29,88 +33,105 @@ class Knobs:
     """Of this tensor's own random choices."""
 
 
-Function = Callable[[Sequence[Tensor], Knobs], Tensor]
+MergePart = Callable[[Sequence[Tensor]], Tensor]
+"""From the same part of each tensor, float32, to that part of the merge. Called for each part in its order."""
+Method = Callable[[Sequence[Tensor], Knobs], MergePart]
+"""From whole flat tensors, in any dtype, to what merges their parts."""
 
 
-def weighted_sum(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:
+def merge_tensors(method: Method, tensors: Sequence[Tensor], knobs: Knobs, out: Tensor) -> None:
+    """Merge tensors of one shape into a contiguous one."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    merge_part = method(flat, knobs)
+    target = out.view(-1)
+    for start, parts in _iter_parts(flat):
+        target[start : start + CHUNK] = merge_part(parts)
+
+
+def _iter_parts(flat: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+    for start in range(0, flat[0].numel(), CHUNK):
+        yield start, [tensor[start : start + CHUNK].float() for tensor in flat]
+
+
+def weighted_sum(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """a (1 - ratio) + b ratio; exactly a at 0 and exactly b at 1."""
-    a, b = tensors
-    return torch.lerp(a, b, knobs.ratio)
+    return lambda parts: torch.lerp(parts[0], parts[1], knobs.ratio)
 
 
-def add_difference(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:
+def add_difference(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """a + (b - c) ratio."""
-    a, b, c = tensors
-    return torch.add(a, b - c, alpha=knobs.ratio)
+    return lambda parts: torch.add(parts[0], parts[1] - parts[2], alpha=knobs.ratio)
 
 
-def slerp(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:
+def slerp(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """From a to b along the arc between their directions, the length in step; exactly a at 0 and exactly b at 1."""
-    a, b = tensors
-    length_a, length_b = float(a.double().norm()), float(b.double().norm())
-    cosine = float((a.double() * b).sum()) / (length_a * length_b) if length_a * length_b > 0 else 1.0
+    products = np.zeros(3)
+    for _, (a, b) in _iter_parts(tensors):
+        products += [float(a @ a), float(b @ b), float(a @ b)]
+    length_a, length_b = math.sqrt(products[0]), math.sqrt(products[1])
+    cosine = float(products[2]) / (length_a * length_b) if length_a * length_b > 0 else 1.0
     if abs(cosine) > SAME_DIRECTION:
-        return torch.lerp(a, b, knobs.ratio)
+        return weighted_sum(tensors, knobs)
     angle = math.acos(cosine)
     length = length_a * (1 - knobs.ratio) + length_b * knobs.ratio
     share_a = math.sin((1 - knobs.ratio) * angle) / math.sin(angle) * (length / length_a)
     share_b = math.sin(knobs.ratio * angle) / math.sin(angle) * (length / length_b)
-    return a * share_a + b * share_b
+    return lambda parts: parts[0] * share_a + parts[1] * share_b
 
 
-def ties(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:
+def ties(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """c + what a and b changed of it: small changes trimmed, conflicting signs resolved, the rest averaged by ratio."""
-    a, b, c = tensors
-    changes = torch.stack([_trim(a - c, knobs.density), _trim(b - c, knobs.density)])
-    shares = torch.tensor([1 - knobs.ratio, knobs.ratio]).reshape(2, *(1,) * c.dim())
-    weighted = changes * shares
-    elected = torch.sign(weighted.sum(0))
-    agrees = (torch.sign(changes) == elected) & (changes != 0)
-    total = (shares * agrees).sum(0)
-    return c + torch.where(total > 0, (weighted * agrees).sum(0) / total.clamp(min=1e-12), 0.0)
+    limits = torch.tensor([[_limit(tensor, tensors[2], knobs.density)] for tensor in tensors[:2]])
+    shares = torch.tensor([[1 - knobs.ratio], [knobs.ratio]])
+
+    def merge_part(parts: Sequence[Tensor]) -> Tensor:
+        a, b, c = parts
+        changes = torch.stack([a - c, b - c])
+        changes *= changes.abs() >= limits
+        weighted = changes * shares
+        agrees = (torch.sign(changes) == torch.sign(weighted.sum(0))) & (changes != 0)
+        total = (shares * agrees).sum(0)
+        return c + torch.where(total > 0, (weighted * agrees).sum(0) / total.clamp(min=1e-12), 0.0)
+
+    return merge_part
 
 
-def _trim(change: Tensor, density: float) -> Tensor:
-    """The largest share of a change, the rest set to 0."""
-    kept = round(change.numel() * density)
-    if kept >= change.numel():
-        return change
+def _limit(tensor: Tensor, base: Tensor, density: float) -> float:
+    """The size of the smallest change that is kept: the largest share of them is."""
+    kept = round(tensor.numel() * density)
+    if kept >= tensor.numel():
+        return 0.0
     if kept == 0:
-        return torch.zeros_like(change)
-    chosen = change.abs().flatten().topk(kept, sorted=False).indices
-    mask = torch.zeros(change.numel(), dtype=torch.bool)
-    mask[chosen] = True
-    return change * mask.reshape(change.shape)
+        return math.inf
+    sizes = torch.empty(tensor.numel())
+    for start, (part, base_part) in _iter_parts([tensor, base]):
+        torch.sub(part, base_part, out=sizes[start : start + CHUNK])
+    found = sizes.abs_().numpy()
+    found.partition(tensor.numel() - kept)
+    return float(found[tensor.numel() - kept])
 
 
-def dare(tensors: Sequence[Tensor], knobs: Knobs) -> Tensor:
+def dare(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """c + what a and b changed of it, of which a random share is kept and made larger by as much as was dropped."""
-    a, b, c = tensors
     random = torch.Generator().manual_seed(knobs.seed)
-    kept_a, kept_b = (_drop(change, knobs.density, random) for change in (a - c, b - c))
-    return c + torch.lerp(kept_a, kept_b, knobs.ratio)
 
+    def drop(change: Tensor) -> Tensor:
+        return change * (torch.rand(change.shape, generator=random) < knobs.density) / knobs.density
 
-def _drop(change: Tensor, density: float, random: torch.Generator) -> Tensor:
-    kept = torch.rand(change.shape, generator=random) < density
-    return change * kept / density
+    def merge_part(parts: Sequence[Tensor]) -> Tensor:
+        a, b, c = parts
+        kept_a, kept_b = drop(a - c), drop(b - c)
+        return c + torch.lerp(kept_a, kept_b, knobs.ratio)
 
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A way to merge."""
-
-    merge: Function
-    elementwise: bool
-    """Each number depends on its own place alone, so that a tensor may be merged in parts."""
+    return merge_part
 
 
 FUNCTIONS: dict[str, Method] = {
-    "weighted_sum": Method(weighted_sum, elementwise=True),
-    "add_difference": Method(add_difference, elementwise=True),
-    "slerp": Method(slerp, elementwise=False),
-    "ties": Method(ties, elementwise=False),
-    "dare": Method(dare, elementwise=False),
+    "weighted_sum": weighted_sum,
+    "add_difference": add_difference,
+    "slerp": slerp,
+    "ties": ties,
+    "dare": dare,
 }
 """By the names of `sdbatch.merge.table.METHODS`."""
 

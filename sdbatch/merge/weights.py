@@ -13,11 +13,8 @@ from sdbatch.adapters.finite import is_finite
 from sdbatch.cell import Merge
 from sdbatch.errors import WeightFileError
 from sdbatch.merge.blocks import Blocks
-from sdbatch.merge.method import FUNCTIONS, Knobs, Method, seed_of
+from sdbatch.merge.method import FUNCTIONS, Knobs, Method, merge_tensors, seed_of
 from sdbatch.merge.source import Source
-
-CHUNK = 2**18
-"""Numbers merged at once where each depends on its own place alone: what fits the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +74,7 @@ def _merge(tensors: list[Tensor], method: Method, knobs: Knobs) -> Tensor:
         out.copy_(first)
         out[:, :narrowed] = _merge([first[:, :narrowed], *tensors[1:]], method, knobs)
         return out
-    if not method.elementwise:
-        return out.copy_(method.merge([tensor.float() for tensor in tensors], knobs))
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    target = out.view(-1)
-    for start in range(0, target.numel(), CHUNK):
-        stop = start + CHUNK
-        target[start:stop] = method.merge([tensor[start:stop].float() for tensor in flat], knobs)
+    merge_tensors(method, tensors, knobs, out)
     return out
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdbatch.cell import Merge, WeightFile
-from sdbatch.merge.method import FUNCTIONS, Knobs, seed_of
+from sdbatch.merge.method import CHUNK, FUNCTIONS, Knobs, merge_tensors, seed_of
 from sdbatch.merge.table import METHODS
-from sdbatch.merge.weights import CHUNK, Weights, merged
+from sdbatch.merge.weights import Weights, merged
 
 FILE = WeightFile("other", "/other", "0" * 64)
 
@@ -25,7 +25,9 @@ def random(count: int, shape: Sequence[int] = (6, 5), seed: int = 0) -> list[Ten
 
 
 def run(method: str, tensors: list[Tensor], ratio: float, density: float = 0.5, seed: int = 3) -> Tensor:
-    return FUNCTIONS[method].merge(tensors, Knobs(ratio, density, seed))
+    out = torch.empty_like(tensors[0])
+    merge_tensors(FUNCTIONS[method], tensors, Knobs(ratio, density, seed), out)
+    return out
 
 
 def test_the_table_and_its_functions_name_the_same_methods() -> None:
