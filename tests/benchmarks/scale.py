@@ -42,6 +42,8 @@ from sdbatch.run.worker import block_cells
 
 PROCESSES = 2
 SIZE = "8"
+IMAGE_S = 0.25
+"""How long an image is taken to need."""
 
 
 @dataclass
@@ -199,6 +201,21 @@ def measure_protocol(scratch: Path) -> None:
         print(f"commits: {count / took_s:,.0f} a second by {PROCESSES} x {threads} writers", flush=True)
 
 
+def measure_alone(folder: SweepFolder) -> None:
+    """What claims and commits take of a worker's time, with a processor of its own."""
+    make_sweep(folder, 20_000)
+    maker = Maker(folder)
+    spent = maker.work(0, 1)
+    claim_ms, commit_ms = 1e3 * spent.claim_s / spent.claims, 1e3 * spent.commit_s / spent.commits
+    shard, block = spent.images / spent.claims, spent.images / spent.commits
+    told = [
+        f"one worker: {claim_ms:.2f} ms a claim of {shard:.0f} images, {commit_ms:.1f} ms a commit of {block:.0f}",
+        f"  of its time at {IMAGE_S} s an image: {claim_ms / shard / IMAGE_S / 10:.4f} % for claims, which it waits for;",
+        f"  {commit_ms / block / IMAGE_S / 10:.2f} % for commits, which run beside the next batch",
+    ]
+    print("\n".join(told), flush=True)
+
+
 def measure_sweep(folder: SweepFolder, cells: int, workers: int) -> None:
     """All cells by all workers, then what is there."""
     started_s = time.perf_counter()
@@ -277,6 +294,7 @@ def main() -> None:
         folder = SweepFolder(asked.keep or Path(scratch) / "sweep")
         if not folder.plan.exists():
             measure_protocol(Path(scratch))
+            measure_alone(SweepFolder(Path(scratch) / "alone"))
             measure_sweep(folder, asked.cells, asked.workers)
         measure_readers(folder)
 
