@@ -63,6 +63,9 @@ _NOT_RUN: dict[tuple[str, str], str] = {
     ("vae", "dc-ae"): "a deep-compression autoencoder; choose the VAE of the model's family",
     ("vae", "decoder"): "a decoder without an encoder; choose a full VAE",
     ("controlnet", "control-lora"): "a Control-LoRA; choose a full ControlNet",
+    ("controlnet", "lllite"): "a ControlNet-LLLite; choose a full ControlNet",
+    ("controlnet", "union"): "several ControlNets in one; choose one for a single task",
+    ("controlnet", "t2i"): "which is no ControlNet; choose a ControlNet for the same task",
     ("checkpoint", "pix2pix"): "which edits by instruction; choose another checkpoint",
     ("checkpoint", "depth"): "which needs a depth map as input; choose another checkpoint",
     ("checkpoint", "upscale"): "which only enlarges pictures; choose another checkpoint",
@@ -87,6 +90,8 @@ def _find_difference(file: Identity, group: str, base: Identity) -> str | None:
             return f" with {_join(_token_widths(base))}-wide tokens"
         case "lora" if not _changes_known_encoders(file, base):
             return f" with {_join(_token_widths(base))}-wide tokens"
+        case "controlnet" if base.family == "flux":
+            return ", with which sdbatch runs no ControlNet"
         case "checkpoint" | "lora" | "controlnet" | "ip_adapter" | "hypernetwork":
             differs = _differ(file.cross_attention_width, base.cross_attention_width) or _differ(file.family, base.family)
             return _width(base) if differs else None

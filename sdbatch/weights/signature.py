@@ -21,6 +21,7 @@ KIND_RULES: tuple[Rule, ...] = (
         "ip_adapter",
         any=("^ip_adapter.", "^image_proj.", ".to_k_ip.weight$", ".ip_adapter_double_stream_k_proj.", "^ip_adapter_proj_model."),
     ),
+    Rule("controlnet", any=("^lllite_unet_",)),
     Rule("controlnet", any=("^control_model.", "^input_hint_block.", "controlnet_cond_embedding.", "^zero_convs.", "^lora_controlnet$")),
     Rule("controlnet", any=("^controlnet_blocks.", "^controlnet_down_blocks.", "^controlnet_x_embedder.", "^control_all_x_embedder.")),
     Rule("t2i_adapter", any=("^adapter.body.0.", "^body.0.block1.weight$", "^body.0.in_conv.weight$", "^body.0.resnets.0.block1.weight$")),

@@ -17,6 +17,7 @@ _T5_BY_WIDTH: dict[int, str] = {512: "t5_small", 768: "t5_base", 1024: "t5_large
 
 _CONTROLNET_RULES: tuple[Rule, ...] = (
     Rule("control-lora", any=("^lora_controlnet$",)),
+    Rule("lllite", any=("^lllite_unet_",)),
     Rule("union", any=("task_embedding", "controlnet_mode_embedder.", "control_add_embedding.")),
 )
 
@@ -45,6 +46,8 @@ def find_variant(header: Header, keys: Keys, kind: str, family: str | None, pred
             return table.get(widths[0]) if widths else None
         case "controlnet":
             return first_match(_CONTROLNET_RULES, keys) or "base"
+        case "t2i_adapter":
+            return "t2i"
         case "ip_adapter":
             return first_match(_IP_ADAPTER_RULES, keys) or "base"
         case "upscaler":

@@ -138,6 +138,9 @@ def test_a_file_in_the_wrong_slot_is_named_for_what_it_is(read: Read, slot: str,
     [
         ({"decoder.layers.0.weight": (64, 4, 3, 3), "encoder.layers.0.weight": (64, 3, 3, 3)}, "vae", "a small stand-in for previews"),
         ({"lora_controlnet": (1,), "input_blocks.0.0.up": (1, 2)}, "controlnet", "a Control-LoRA; choose a full ControlNet"),
+        ({**d.diffusers_controlnet(768), "task_embedding": (6, 320)}, "controlnet", "several ControlNets in one"),
+        ({"lllite_unet_input_blocks_1_1_attn1_to_q.down.0.weight": (16, 320)}, "controlnet", "a ControlNet-LLLite"),
+        ({"adapter.conv_in.weight": (320, 192, 3, 3), "adapter.body.0.resnets.0.block1.weight": (5, 5)}, "controlnet", "is no ControlNet"),
         (d.sd1(8), "checkpoint", "which edits by instruction"),
         (d.sd2(5), "checkpoint", "which needs a depth map"),
         ({**d.ema_of(d.sd1()), **d.ldm_vae()}, "checkpoint", "only averaged weights under names that nothing loads"),
@@ -146,6 +149,11 @@ def test_a_file_in_the_wrong_slot_is_named_for_what_it_is(read: Read, slot: str,
 def test_what_sdbatch_does_not_run_is_said_in_the_plan(read: Read, tensors: d.Tensors, group: str, said: str) -> None:
     file = read(tensors)
     assert said in (find_mismatch(file, group, file if group == "checkpoint" else read(d.sd1())) or "")
+
+
+def test_flux_runs_no_controlnet(read: Read) -> None:
+    made_for_it = {**d.flux_diffusers(), "controlnet_blocks.0.weight": (5, 5), "controlnet_x_embedder.weight": (5, 5)}
+    assert "with which sdbatch runs no ControlNet" in (find_mismatch(read(made_for_it), "controlnet", read(FLUX)) or "")
 
 
 def test_a_lora_of_text_encoders_alone_must_know_them(read: Read) -> None:
