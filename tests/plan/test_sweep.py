@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from sdbatch.errors import ConfigError, PlanError
 from tests.planning import job_of, plan_of, values
@@ -155,6 +156,22 @@ def test_block_weights_are_an_axis_in_presets_and_numbers_and_checked_for_the_fa
         plan_of("lora=[red]", "lora.red.blocks=[1,0,1]")
     with pytest.raises(PlanError, match=r"lora\.red\.blocks: there is no preset 'MID'\. Did you mean MIDD"):
         plan_of("lora=[red]", "lora.red.blocks=MID,ALL")
+
+
+def test_hypernetworks_are_a_stack_with_a_weight_that_is_swept(workspace: Path) -> None:
+    folder = workspace / "models/hypernetworks"
+    folder.mkdir()
+    state = {f"linear.{n}.{kind}": torch.zeros(32, 32)[: 32 if kind == "weight" else 1] for n in range(2) for kind in ("weight", "bias")}
+    torch.save({32: (state, state), "layer_structure": [1, 1, 1]}, folder / "fine.pt")
+    plan = plan_of("hypernetwork=[fine]", "hypernetwork.fine.weight=0,0.5")
+    assert len(plan.recipes) == 1
+    assert [plan.cell(index).hypernetwork_weights for index in range(2)] == [(0.0,), (0.5,)]
+    assert len({*plan.image_ids, *plan_of().image_ids}) == 3
+    torch.save({768: (state, state)}, folder / "wide.pt")
+    with pytest.raises(PlanError, match=r"hypernetwork\.wide: wide is a hypernetwork for SD 1\.x .*Fitting here: fine"):
+        plan_of("hypernetwork=[wide]")
+    with pytest.raises(PlanError, match=r"hypernetwork\.fine\.weight: 11.0 is out of range"):
+        plan_of("hypernetwork=[fine]", "hypernetwork.fine.weight=11")
 
 
 def test_an_axis_that_changes_no_image_is_refused() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdbatch
+from sdbatch.cell import Strength
 from sdbatch.errors import ConfigError
 from sdbatch.results.infotext import Infotext, check_text, infotext_of, parse, write
 from sdbatch.results.png import png_of
@@ -52,6 +53,14 @@ def test_the_text_is_the_golden_one() -> None:
         f'Hashes: {{"model": "{model[:10]}", "vae": "{vae[:10]}", "lora:ink": "{ink[:10]}", "lora:neon": "{neon[:10]}", '
         f'"embed:badhands": "{bad[:10]}"}}'
     )
+
+
+def test_block_weights_and_hypernetworks_are_said_in_the_prompt_as_a1111_says_them() -> None:
+    recipe = replace(make_cell().recipe, hypernetworks=(weight_file("anime"),))
+    strengths = (Strength(0.5, 0.25, "MIDD"), Strength(1, 1, "1,0.5"))
+    cell = make_cell(recipe=recipe, strengths=strengths, hypernetwork_weights=(0.75,))
+    tags = "<lora:ink:0.25:0.5:lbw=MIDD> <lora:neon:1:lbw=1,0.5> <hypernet:anime:0.75>"
+    assert infotext_of(cell).prompt == f"a red circle, badhands {tags}"
 
 
 def test_a_plain_cell_says_no_more_than_it_has() -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from sdbatch.cell import Strength
 from sdbatch.results.commit import part_bytes
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import ImageFile, axes_of, failed_row, recipe_id, row_of, table_of, versions_of
@@ -36,6 +37,14 @@ def test_a_row_says_how_its_image_was_made() -> None:
     assert (row["vae"], row["text_encoder"]) == ("sharp", None)
     assert json.loads(row["scheduler_options"]) == {"use_karras_sigmas": True}
     assert 0.3 < row["image_mean"] < 0.7 and row["image_std"] > 0.2
+
+
+def test_a_row_says_block_weights_and_hypernetworks() -> None:
+    recipe = dataclasses.replace(RECIPE, hypernetworks=(weight_file("anime"),))
+    strengths = (Strength(0.5, 0.25, "MIDD"), Strength())
+    row = row_of(make_picture(3, recipe=recipe, strengths=strengths, hypernetwork_weights=(0.75,)), IMAGE, ORIGIN)
+    assert [each["blocks"] for each in row["loras"]] == ["MIDD", None]
+    assert row["hypernetworks"] == [{"name": "anime", "sha256": weight_file("anime").sha256, "weight": 0.75}]
 
 
 def test_no_path_of_this_machine_is_recorded() -> None:
