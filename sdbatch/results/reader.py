@@ -123,7 +123,7 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, ke
     `keep` is given the keys of each part in the order of `Index.parts`.
     """
     parts: list[Path] = []
-    found: list[Keys] = []
+    columns: list[tuple[IdArray, npt.NDArray[np.uint8], npt.NDArray[np.int64]]] = []
     unreadable: dict[Path, str] = {}
     workers: dict[str, Made] = {}
     recipes: dict[str, Made] = {}
@@ -136,24 +136,22 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, ke
             unreadable[part] = _reason(error)
             continue
         parts.append(part)
-        found.append(keys)
+        # Copies: the records hold twice as much.
+        columns.append((keys.ids.copy(), keys.rows["status"].copy(), keys.rows["made_us"].copy()))
         if keep is not None:
             keep(keys)
         for totals, own in ((workers, keys.workers), (recipes, keys.recipes)):
             for name, made in own.items():
                 totals.setdefault(name, Made()).add(made)
-    lengths = np.array([len(keys) for keys in found], dtype=np.int64)
+    lengths = np.array([len(status) for _, status, _ in columns], dtype=np.int64)
     total = int(lengths.sum())
-    part_of = np.repeat(np.arange(len(found), dtype=np.int32), lengths)
-    slot_of = (np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)).astype(np.int32)
-    ids = np.empty((total, 2), np.uint64)
-    status = np.empty(total, np.uint8)
-    made_us = np.empty(total, np.int64)
-    start = 0
-    for keys in found:
-        stop = start + len(keys)
-        ids[start:stop], status[start:stop], made_us[start:stop] = keys.ids, keys.rows["status"], keys.rows["made_us"]
-        start = stop
+    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
+    slot_of = np.arange(total, dtype=np.int32)
+    slot_of -= np.repeat((np.cumsum(lengths) - lengths).astype(np.int32), lengths)
+    ids = np.concatenate([np.empty((0, 2), np.uint64), *(ids for ids, _, _ in columns)])
+    status = np.concatenate([np.empty(0, np.uint8), *(status for _, status, _ in columns)])
+    made_us = np.concatenate([np.empty(0, np.int64), *(made_us for _, _, made_us in columns)])
+    columns.clear()
     counts = _each_once(ids, status, made_us)
     if counts is not None:
         part_of, slot_of, ids, status, made_us = part_of[counts], slot_of[counts], ids[counts], status[counts], made_us[counts]

@@ -85,13 +85,13 @@ class Progress:
 def measure(folder: SweepFolder, full: bool = False) -> Progress:
     """Count every cell of the plan exactly.
 
-    Whether the images are there is looked at in sweeps of up to FLAT_LIMIT rows, and with `full`, which also checks
+    Whether the images are there is looked at in sweeps of up to FLAT_LIMIT cells, and with `full`, which also checks
     every byte of every part. Raises FolderError when there is no plan.
     """
     plan = PlanFile(folder.plan)
     keys: list[Keys] = []
-    index = read_index(folder, check_keys if full else read_keys, keys.append)
-    looked = full or len(index) <= FLAT_LIMIT
+    looked = full or plan.cells <= FLAT_LIMIT
+    index = read_index(folder, check_keys if full else read_keys, keys.append if looked else None)
     status = index.status.copy()
     if looked:
         status[list(find_lost(folder, keys, index.part, index.slot))] = _LOST
