@@ -26,6 +26,9 @@ TEMPORARY = ".tmp-"
 _OWNED = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_.]*)-(?P<pid>\d+)-(?P<start>\d+)-\d+-.+")
 _serial = itertools.count()
 
+FEW_FILES = 32
+"""With fewer inodes left, and blocks for as many files, these are what is missing."""
+
 _REASONS = {
     errno.EROFS: "the file system is read-only. Choose another folder with out=",
     errno.EACCES: "no permission to write there. Choose another folder with out=, or change its permissions",
@@ -57,7 +60,8 @@ def _shortage(path: Path) -> str:
         room = os.statvfs(there)
     except OSError:
         return "the disk is full. Free some space"
-    if room.f_files and room.f_favail == 0:
+    # A few may be free again by now: what could not be finished has been removed.
+    if room.f_files and room.f_favail < FEW_FILES and room.f_bavail * room.f_frsize > FEW_FILES * room.f_bsize:
         return "the file system has no inodes left (it can hold no more files, whatever their size). Delete some files"
     return f"the disk is full ({room.f_bavail * room.f_frsize / 1e6:.1f} MB free). Free some space"
 

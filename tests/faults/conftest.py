@@ -10,6 +10,8 @@ from tests.faults.program import QUIET, run
 
 SEEDS = "seed=range(0,16)"
 """Four blocks of four images."""
+SLOW = (*QUIET, SEEDS, "prompt=drill:slow", "steps=3", "-m")
+"""The same with 0.3 s for each block, to have something happen meanwhile."""
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +19,14 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep folder that nothing happened to."""
     folder = tmp_path_factory.mktemp("clean")
     ended = run(folder, *QUIET, SEEDS, "out=sweep", "-m")
+    assert ended.code == 0, ended.errors
+    return folder / "sweep"
+
+
+@pytest.fixture(scope="session")
+def clean_slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed sweep of `SLOW`."""
+    folder = tmp_path_factory.mktemp("clean-slow")
+    ended = run(folder, *SLOW, "out=sweep")
     assert ended.code == 0, ended.errors
     return folder / "sweep"
