@@ -14,8 +14,8 @@ from sdbatch.errors import WeightFileError
 from sdbatch.weights.catalog import to_option_name
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "text_encoder": ("emb_params", "string_to_param.*", "clip_l"),
-    "text_encoder_2": ("clip_g",),
+    "text_encoder": ("emb_params", "string_to_param.*", "clip_l", "text_encoders_0"),
+    "text_encoder_2": ("clip_g", "text_encoders_1"),
 }
 """Where A1111, kohya and SDXL files keep the vectors of each text encoder; others use the word itself as the only key."""
 
@@ -46,8 +46,9 @@ def load_embedding(file: WeightFile, widths: Mapping[str, int]) -> dict[str, Ten
 def _find_vectors(file: WeightFile, tensors: Tensors, component: str, width: int) -> Tensor:
     vectors = next((tensors[name] for name in _NAMES[component] if name in tensors), None)
     if vectors is None:
-        candidates = [tensor for tensor in tensors.values() if tensor.dim() in (1, 2) and tensor.is_floating_point()]
-        vectors = candidates[0] if len(candidates) == 1 else None
+        found = [tensor for tensor in tensors.values() if tensor.dim() in (1, 2) and tensor.is_floating_point()]
+        fitting = [tensor for tensor in found if tensor.shape[-1] == width]
+        vectors = next((some[0] for some in (fitting, found) if len(some) == 1), None)
     if vectors is None:
         shown = ", ".join(list(tensors)[:4]) or "no tensors"
         raise WeightFileError(f"embedding.{file.name}: no vectors found in it; it holds {shown}. Choose a textual-inversion file.")

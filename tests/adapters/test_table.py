@@ -119,6 +119,12 @@ EMBEDDINGS: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, str]]] = 
     "sd2 kohya .safetensors": ("safetensors", {"emb_params": (2, 40)}, {"text_encoder": "emb_params"}),
     "sdxl pair .safetensors": ("safetensors", PAIR, {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}),
     "sdxl pair .pt": ("pt", PAIR, {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}),
+    "sdxl pivotal tuning .safetensors": (
+        "safetensors",
+        {"text_encoders_0": (2, 32), "text_encoders_1": (2, 48)},
+        {"text_encoder": "text_encoders_0", "text_encoder_2": "text_encoders_1"},
+    ),
+    "sdxl pair of no known name .bin": ("bin", {"a": (2, 32), "b": (2, 48)}, {"text_encoder": "a", "text_encoder_2": "b"}),
     "flux clip_l .safetensors": ("safetensors", {"clip_l": (2, 32)}, {"text_encoder": "clip_l"}),
 }
 """Family and layout -> file ending, tensors, and which of them each text encoder gets."""
