@@ -23,7 +23,8 @@ def family_fault(config: Tree, key: str, value: Any) -> str | None:
     match key:
         case "sampler.name":
             return _sampler_fault(family, str(value))
-        case "width" | "height" if isinstance(value, int) and value % family.size_multiple_px:
+        # What is no multiple of 8 is told by the rule of sizes already.
+        case "width" | "height" if isinstance(value, int) and value % 8 == 0 and value % family.size_multiple_px:
             return f"{value} px cannot be made with {family.title}; sizes are multiples of {family.size_multiple_px} px."
         case "clip_skip" if isinstance(value, int) and value > family.max_clip_skip:
             return f"{value} asked; with {family.title} it goes from 1 to {family.max_clip_skip}."
