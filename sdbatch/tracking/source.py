@@ -20,7 +20,7 @@ from sdbatch.results.arrow import iter_texts
 from sdbatch.results.block import ImageReader, container_of
 from sdbatch.results.disk import write_file
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import load_rows
+from sdbatch.results.reader import load_rows, read_index
 from sdbatch.results.row import axes_of
 from sdbatch.results.schema import SCHEMA
 from sdbatch.tracking.cursor import knows_run
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 LATEST = "latest"
 MOST_SWEEPS = 50
 """A filter may find so many sweeps; more are no comparison."""
+
+MOST_ROWS = 100_000
+"""Of a sweep that is compared: all are held in memory."""
 
 UNUSED = ("config", "versions", "scheduler_options", "embeddings", "controlnets")
 COLUMNS = tuple(name for name in SCHEMA.names if name not in UNUSED and not name.endswith("_sha256"))
@@ -82,6 +85,7 @@ def read_folder(folder: Path) -> Source:
     sweep = SweepFolder(folder)
     if not sweep.is_sweep:
         raise FolderError(f"{folder}: not a sweep folder (no sweep.json, no plan.parquet). Give the folder that a sweep wrote, its out=.")
+    _refuse_large(sweep)
     table = load_rows(sweep, COLUMNS)
     title = str(sweep.read_about().get("name") or folder.name)
     return Source(table, title, (folder.absolute(),), _finders(table, _local_finder(folder.absolute(), table)))
@@ -166,6 +170,7 @@ def _say_nothing_found(store: Store, which: str) -> str:
 def _read_run(store: Store, parent: Run, groups: set[str] | None, scratch: Path) -> _Part:
     folder = _local_folder(parent)
     if folder is not None:
+        _refuse_large(SweepFolder(folder))
         table = load_rows(SweepFolder(folder), COLUMNS)
         finder = _local_finder(folder, table)
     else:
@@ -192,6 +197,14 @@ def _local_folder(parent: Run) -> Path | None:
 
 def _group_of(row: dict[str, Any]) -> str:
     return group_id({key: value for key, value in axes_of(row).items() if key not in WITHIN_GROUP})
+
+
+def _refuse_large(sweep: SweepFolder) -> None:
+    if (count := len(read_index(sweep))) > MOST_ROWS:
+        raise FolderError(
+            f"{sweep.path}: holds {count} images, and a comparison takes at most {MOST_ROWS}. "
+            f"Compare some of them: pandas.read_parquet('{sweep.rows}', filters=...), or a smaller sweep."
+        )
 
 
 def _finders(table: pa.Table, finder: Finder) -> dict[str, Finder]:

@@ -81,3 +81,9 @@ def test_what_is_not_there_is_told_with_what_is(make_sweep: SweepMaker, target: 
         read_runs(target, "params.steps === 3")
     with pytest.raises(FolderError, match="not a sweep folder"):
         read_folder(tmp_path)
+
+
+def test_a_sweep_that_is_too_large_to_compare_is_refused(make_sweep: SweepMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbatch.tracking.source.MOST_ROWS", 11)
+    with pytest.raises(FolderError, match="holds 12 images, and a comparison takes at most 11"):
+        read_folder(make_sweep())
