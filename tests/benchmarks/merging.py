@@ -24,7 +24,7 @@ from sdbatch.merge.writer import write_safetensors
 from sdbatch.plan.files import find_config
 
 BUFFER_BYTES = 2**24
-METHODS = (["method=weighted_sum"], ["method=weighted_sum", "blocks=GRAD_V"], ["method=slerp"], ["method=ties", "C"])
+METHODS = (["method=weighted_sum"], ["method=weighted_sum", "blocks=GRAD_V"], ["method=slerp"])
 
 
 def write_checkpoint(path: Path, seed: int) -> None:
@@ -47,29 +47,33 @@ def copy(sources: list[Path], target: Path) -> None:
         os.fsync(out.fileno())
 
 
-def timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock and of CPU time."""
+    started, worked = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - worked
 
 
 def merge(folder: Path, arguments: list[str]) -> tuple[float, float, float]:
-    """Seconds of the whole command, of its writing alone, and its peak memory in MB."""
+    """Seconds of the merge by the clock, CPU seconds of the whole command, its peak memory in MB."""
     out = folder / "merged.safetensors"
     words = [str(folder / f"{name}.safetensors") for name in ("a", "b")]
-    words += [str(folder / "b.safetensors") for word in arguments if word == "C"]
-    command = [sys.executable, "-m", "sdbatch", "merge", *words, f"out={out}", *(word for word in arguments if word != "C")]
-    started = time.perf_counter()
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    command = [sys.executable, "-m", "sdbatch", "merge", *words, f"out={out}", *arguments]
+    said, cpu_s, peak_mb = run(command, {"XDG_CACHE_HOME": str(folder / "cache")})
+    out.unlink()
+    return float(said.split(" in ")[1].split()[0]), cpu_s, peak_mb
+
+
+def run(command: list[str], environment: dict[str, str]) -> tuple[str, float, float]:
+    """What a command printed, its CPU seconds and its peak memory in MB."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}) as process:
         assert process.stdout is not None
         said = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
-    whole_s = time.perf_counter() - started
+        process.returncode = status
     if status:
         sys.exit(f"{' '.join(command)} ended with {status}")
-    out.unlink()
-    return whole_s, float(said.split(" in ")[1].split()[0]), usage.ru_maxrss / 1024
+    return said, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -83,15 +87,19 @@ def main() -> None:
         size_gb = sources[0].stat().st_size / 1e9
         print(f"two files of {size_gb:.2f} GB; largest tensor {49408 * 768 * 2 / 1e6:.0f} MB", flush=True)
         target = folder / "copy.safetensors"
-        one_s = min(timed(lambda: copy(sources[:1], target)) for _ in range(2))
-        both_s = min(timed(lambda: copy(sources, target)) for _ in range(2))
+        one_s, _ = min(timed(lambda: copy(sources[:1], target)) for _ in range(2))
+        both_s, both_cpu_s = min(timed(lambda: copy(sources, target)) for _ in range(2))
         target.unlink()
-        print(f"copy of one file {one_s:.1f} s; reading both and writing one {both_s:.1f} s", flush=True)
-        for arguments in (METHODS[0], *METHODS):
-            whole_s, write_s, peak_mb = merge(folder, arguments)
+        print(f"copy of one file {one_s:.1f} s; reading both and writing one {both_s:.1f} s, {both_cpu_s:.1f} s of CPU", flush=True)
+        _, start_cpu_s, start_mb = run([sys.executable, "-c", "import sdbatch.merge.checkpoint"], {})
+        merge(folder, METHODS[0])  # hashes the files, which is remembered
+        for arguments in METHODS:
+            wall_s, cpu_s, peak_mb = min(merge(folder, arguments) for _ in range(2))
+            cpu_s -= start_cpu_s
             print(
-                f"{' '.join(arguments):40} {write_s:5.1f} s ({write_s / both_s:.2f} x the bytes, {write_s / one_s:.2f} x one copy); "
-                f"the command {whole_s:5.1f} s; peak {peak_mb:.0f} MB",
+                f"{' '.join(arguments):40} {wall_s:5.1f} s ({wall_s / both_s:.2f} x the bytes), "
+                f"{cpu_s:.1f} s of CPU beyond start-up ({cpu_s / both_cpu_s:.2f} x the bytes); "
+                f"peak {peak_mb:.0f} MB, {peak_mb - start_mb:.0f} MB beyond start-up",
                 flush=True,
             )
 

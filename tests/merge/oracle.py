@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,13 +23,6 @@ from tests.pipeline.models import save
 
 MOST_WIDE = 16
 """Every side of a tensor is cut to this: a merge does not look at shapes."""
-
-
-class _Quiet(tqdm[Any]):
-    """No progress bar of a thousand lines in the log."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **{**named, "disable": True})
 
 
 BLOCKS = ["BASE", *(f"IN{index:02}" for index in range(12)), "M00", *(f"OUT{index:02}" for index in range(12))]
@@ -67,5 +61,5 @@ def merge_with_mecha(paths: Sequence[str], method: str, ratio: float, blocks: Se
         case _:
             recipe = getattr(mecha, method)(*models, alpha=alpha)
     kept: Any = torch.float32
-    mecha.merge(recipe, output=out, merge_dtype=kept, output_dtype=kept, threads=0, tqdm=_Quiet)
+    mecha.merge(recipe, output=out, merge_dtype=kept, output_dtype=kept, threads=0, tqdm=partial(tqdm, disable=True))
     return load_file(out)
