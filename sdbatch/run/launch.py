@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.config.launcher import LocalLauncher, RayLauncher, SlurmLauncher, TemplateLauncher, read_launcher
-from sdbatch.errors import FolderError
+from sdbatch.errors import ConfigError, FolderError
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
@@ -69,7 +69,10 @@ def resume(path: Path, uri: str | None = None, launcher: Mapping[str, Any] | Non
 
 def _check(settings: Settings) -> None:
     """Raises ConfigError when the launcher cannot be used here, before anything is written."""
-    match read_launcher(settings.launcher):
+    launcher = read_launcher(settings.launcher)
+    if settings.device == "cpu" and not isinstance(launcher, LocalLauncher) and launcher.gpus_per_worker:
+        raise ConfigError("memory.device=cpu: set hydra.launcher.gpus_per_worker=0 as well, or the workers reserve GPUs for nothing.")
+    match launcher:
         case SlurmLauncher():
             slurm.check()
         case RayLauncher():

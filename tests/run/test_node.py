@@ -65,14 +65,15 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_two_tasks_share_a_sweep_and_one_closes_it(workspace: Path) -> None:
-    drawn = [word for word in SLOW if word != "output.grid=false"]
-    plan_only((*drawn, "seed=range(0,64)"))
+    recorded = [word for word in SLOW if word not in ("output.grid=false", "tracking=none")]
+    plan_only((*recorded, "seed=range(0,64)", f"tracking.uri=sqlite:///{workspace / 'own.db'}"))
     tasks = [start(workspace / "sweep", f"index={index}", "workers=2") for index in range(2)]
     told = [task.communicate(timeout=90) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], told
     check_exact(workspace / "sweep", 64)
     assert sum("64 of 64 are there" in out for out, _ in told) == 1
     assert (workspace / "sweep/grid.png").stat().st_size > 0
+    assert (workspace / "own.db").stat().st_size > 0
     late = start(workspace / "sweep")
     late.communicate(timeout=60)
     assert late.returncode == 0

@@ -49,3 +49,10 @@ def test_a_sweep_that_was_never_submitted_cannot_be_stopped(workspace: Path, sdb
     refused = sdbatch("stop", "sweep")
     assert refused.returncode == 2
     assert "nothing was submitted" in refused.stderr
+
+
+def test_a_gpu_is_not_reserved_for_work_on_the_cpu(workspace: Path, sdbatch: Sdbatch) -> None:
+    refused = sdbatch(*REHEARSAL, "seed=1", "hydra/launcher=template", "memory.device=cpu")
+    assert refused.returncode == 2
+    assert "hydra.launcher.gpus_per_worker=0" in refused.stderr
+    assert not (workspace / "sweep").exists()

@@ -26,8 +26,8 @@ class Share:
     @property
     def words(self) -> list[str]:
         """As `sdbatch worker` takes it."""
-        devices = ["devices=cpu"] if self.gpus == 0 else []
-        return [*devices, f"threads={max(1, self.cpus // max(1, self.gpus))}"]
+        # Said also for GPUs: a node that shows none must fail, not compute on its CPU.
+        return [f"devices={'cuda' if self.gpus else 'cpu'}", f"threads={max(1, self.cpus // max(1, self.gpus))}"]
 
 
 def worker_command(python: Sequence[str], out: Path, share: Share, more: Sequence[str] = ()) -> list[str]:

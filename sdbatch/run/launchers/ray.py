@@ -65,6 +65,8 @@ def run_worker(words: Sequence[str]) -> int:
     if code < 0:
         time.sleep(RESTART_S)
         raise Killed(f"the worker was ended by signal {-code}")
+    if 0 < code < 128:
+        raise RuntimeError(f"the worker ended with exit code {code}; the lines above say why")
     return code
 
 
