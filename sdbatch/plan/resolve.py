@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sdbatch.cell import SINGLE_PARTS, STACKS, Recipe, WeightFile
 from sdbatch.errors import SdbatchError
+from sdbatch.hub.address import is_address
 from sdbatch.plan.axis import Codes
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
 from sdbatch.plan.compatibility import check_recipes
@@ -144,12 +145,19 @@ def _find_files(draft: Draft, book: FileBook, faults: FaultList) -> dict[tuple[s
         try:
             found[group, asked] = book.file(group, asked)
         except SdbatchError as error:
-            preset = find_preset(draft.groups, group, asked)
-            told = tell_absent(group, preset, book.catalog) if preset else f"{asked}: {str(error).partition(f'={asked}: ')[2] or error}"
-            faults.add(key, told)
+            faults.add(key, _tell_missing(draft, book, group, asked, error))
     for key, message in pin_faults(draft.groups, found):
         faults.add(key, message)
     return found
+
+
+def _tell_missing(draft: Draft, book: FileBook, group: str, asked: str, error: SdbatchError) -> str:
+    """What was asked for, and what to do."""
+    if preset := find_preset(draft.groups, group, asked):
+        return tell_absent(group, preset, book.catalog)
+    if is_address(asked):
+        return str(error)
+    return f"{asked}: {str(error).partition(f'={asked}: ')[2] or error}"
 
 
 def _ghost(key: str) -> str:
