@@ -216,3 +216,19 @@ def test_an_empty_negative_prompt_of_sdxl_is_nothing_and_padded_with_nothing(zoo
     assert words.tokens_TD.any()
     cells = [cell_of(zoo("sdxl"), prompt="red " * 90), cell_of(zoo("sdxl"))]
     assert torch.equal(latents(engine, cells)[1], latents(engine, cells[1:])[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ZOO)
+def test_half_precision(name: str, dtype: str, zoo: Zoo, tmp_path: Path) -> None:
+    model = zoo(name)
+    recipe = model.recipe(dtype=dtype, loras=(write_lora(model, tmp_path),))
+    engine = DiffusersEngine("cpu", 1)
+    half, full = draw(cell_of(model, recipe=recipe), engine), draw(cell_of(model, recipe=replace(recipe, dtype="float32")))
+    assert 0 < np.abs(half.astype(int) - full.astype(int)).mean() < 20
+    found = {part: str(next(module.parameters()).dtype) for part, module in {**engine.model.components, "vae": engine.model.vae}.items()}
+    wanted = dict.fromkeys(found, f"torch.{dtype}")
+    if dtype == "float16":  # these two overflow in it
+        wanted["vae"] = "torch.float32"
+        wanted |= {"text_encoder_2": "torch.bfloat16"} if model.family == "flux" else {}
+    assert found == wanted
