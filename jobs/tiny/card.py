@@ -44,7 +44,17 @@ def table_of_bars(results: dict[str, Any]) -> str:
         enough = value is not None and (value >= bar if more else value <= bar)
         shown = "not measured" if value is None else f"{value:g}"
         rows.append(f"| {what} | {'≥' if more else '≤'} {bar:g} | {shown} | {'reached' if enough else 'short'} |")
-    return "\n".join([*rows, *_edge_rows(results)])
+    return "\n".join([*rows, *_score_rows(results), *_edge_rows(results)])
+
+
+def _score_rows(results: dict[str, Any]) -> list[str]:
+    """How much nearer to the style than to the base, on average: it must rise with the strength."""
+    rows = []
+    for name, figures in results.get("styles", {}).items():
+        scores = [figures[strength]["margin"] for strength in ("0.0", "0.5", "1.0")]
+        verdict = "reached" if scores[0] < scores[1] < scores[2] else "short"
+        rows.append(f"| {name}: style score at strengths 0, 0.5, 1 | rising | {', '.join(f'{s:.2f}' for s in scores)} | {verdict} |")
+    return rows
 
 
 def _edge_rows(results: dict[str, Any]) -> list[str]:

@@ -46,7 +46,7 @@ def of_adapter(name: str, section: dict[str, Any], steps: int, pictures: int) ->
         "ss_max_train_steps": str(steps),
         "ss_num_train_images": str(pictures),
         "ss_batch_size_per_device": str(section["batch"]),
-        "ss_optimizer": "torch.optim.adamw.AdamW",
+        "ss_optimizer": "jobs.tiny.muon.Muon" if section.get("muon") else "torch.optim.adamw.AdamW",
         "ss_mixed_precision": "no",
         "ss_training_comment": section["description"],
         "ss_tag_frequency": json.dumps({f"1_{name}": {section["trigger"] or name: pictures}}),

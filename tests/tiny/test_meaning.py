@@ -10,9 +10,11 @@ import torch
 from diffusers import (
     DPMSolverMultistepScheduler,  # pyright: ignore[reportPrivateImportUsage]
     EulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    StableDiffusionControlNetPipeline,  # pyright: ignore[reportPrivateImportUsage]
     StableDiffusionPipeline,  # pyright: ignore[reportPrivateImportUsage]
 )
 
+from jobs.tiny import edge, shipped
 from tests.tiny import bars
 
 EMBEDDED = Path(__file__).parents[2] / "sdbatch" / "embedded"
@@ -106,3 +108,18 @@ def test_style_lora_moves_to_its_style(pipe: Any) -> None:
     gain = [np.linalg.norm(thumbnails(pictures) - style, axis=1).mean() for pictures in (plain, styled)]
     assert gain[0] - gain[1] > bars.STYLE_GAIN
     assert np.array_equal(draw(pipe, prompts), plain)
+
+
+def test_controlnet_follows_mirrored_edges(pipe: Any) -> None:
+    prompts = [f"a {name}" for name in ("rocket", "car", "pizza", "hammer")]
+    wanted = [edge.canny(picture[:, ::-1]) for picture in draw(pipe, prompts)]
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    controlnet: Any = shipped.load_controlnet(shipped.EMBEDDED)
+    controlled: Any = StableDiffusionControlNetPipeline(**parts, controlnet=controlnet, requires_safety_checker=False)
+    controlled.set_progress_bar_config(disable=True)
+    lines = torch.from_numpy(np.stack(wanted)).float()[:, None].expand(-1, 3, -1, -1)
+    found = [draw(controlled, prompts, image=lines, controlnet_conditioning_scale=scale) for scale in (0.0, 1.0)]
+    without, following = (
+        np.mean([edge.agreement(edge.canny(picture), lines) for picture, lines in zip(pictures, wanted, strict=True)]) for pictures in found
+    )
+    assert following >= bars.EDGE_GAIN * without
