@@ -86,6 +86,7 @@ LIGHT = {
     "models": "import sdbatch.verbs.models, sdbatch.weights.index",
     "inspect": "import sdbatch.verbs.inspect, sdbatch.weights.identify",
     "worker": "import sdbatch.verbs.worker",
+    "merge": "import sdbatch.verbs.merge, sdbatch.verbs.convert",
     "doctor": "import sdbatch.verbs.doctor, sdbatch.doctor.table",
 }
 
