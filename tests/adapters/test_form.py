@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdbatch.adapters.delta import Delta
+from sdbatch.adapters.delta import Delta, slice_rows
 from sdbatch.adapters.dialect import group_by_module
 from sdbatch.adapters.form import build_delta
 from sdbatch.adapters.stack import AdapterStack
@@ -182,6 +182,15 @@ def test_forms_that_cannot_be_applied_are_refused_by_name() -> None:
     for role, name in {"oft_diag": "OFT of 2023", "bm.weight": "Tucker core", "oft_R.weight": "peft's OFT"}.items():
         with pytest.raises(WeightFileError, match=rf"is .*{name}.*, which cannot be applied\. Use LoRA"):
             delta_of({**make("LoRA", layer)[0], role: torch.zeros(1)}, layer)
+
+
+@pytest.mark.parametrize("form", ["DoRA of inputs", "OFT"])
+def test_forms_that_mix_outputs_have_no_part_of_a_fused_layer(form: str) -> None:
+    layer = make_layer("linear")
+    whole = delta_of(make(form, layer)[0], layer).form
+    assert whole is not None
+    with pytest.raises(WeightFileError, match="over a fused layer has no part of its own for each layer of the model"):
+        slice_rows(whole, 0, 8)
 
 
 def test_a_half_precision_layer_takes_float32_factors() -> None:
