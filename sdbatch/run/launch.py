@@ -31,6 +31,7 @@ from sdbatch.run.projecting import Projecting
 from sdbatch.run.settings import Settings
 from sdbatch.run.settle import check_files, open_claims, seconds_since_begun, settle, take_up
 from sdbatch.run.supervisor import Supervisor, Tally
+from sdbatch.tracking.target import MASK
 
 MANY_PARTS = 256
 """More small parts than this are merged when a run ends: each costs every reader a millisecond."""
@@ -93,7 +94,7 @@ def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Com
             return Printed(job_file(folder, launcher, settings.name))
         case SlurmLauncher() | RayLauncher():
             launcher = replace(launcher, workers=min(launcher.workers, max(1, plan.shards)))
-            if uri is not None:
+            if uri is not None and MASK not in uri:
                 # A password reaches the workers by their environment, never by a file.
                 os.environ["MLFLOW_TRACKING_URI"] = uri
             handed = _hand_over(folder, settings, launcher, plan.cells - before)
