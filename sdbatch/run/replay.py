@@ -8,9 +8,9 @@ from sdbatch.cell import Cell, Picture
 from sdbatch.pipeline.build import build_engine
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
+from sdbatch.run.batch import batch_size_name, batches
 from sdbatch.run.device import find_places
 from sdbatch.run.settings import Settings
-from sdbatch.run.worker import batch_size_name, batches
 
 
 def make_again(image: Path, cell: Cell, device: str | None) -> Picture:

@@ -9,9 +9,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +18,16 @@ import pyarrow as pa
 from sdbatch.cell import Cell
 from sdbatch.errors import CellError, FolderError, SdbatchError
 from sdbatch.pipeline.build import build_engine
-from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch, batch_key
-from sdbatch.plan.plan import HUGE_PLAN
+from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.commit import check_keys
-from sdbatch.results.folder import FLAT_LIMIT, SweepFolder
+from sdbatch.results.folder import SweepFolder
 from sdbatch.results.ids import texts_of
 from sdbatch.results.presence import find_lost
 from sdbatch.results.row import Origin, Row
 from sdbatch.results.schema import OK, STATUSES
 from sdbatch.results.writer import BlockWriter, Failure, Outcome, Output
+from sdbatch.run.batch import Batch, batch_size_name, block_cells, cut_blocks
 from sdbatch.run.claim import Claims
 from sdbatch.run.crash import Crashes
 from sdbatch.run.message import Committed, Idle, Loading, Refused, Reporter, Started, Step
@@ -306,56 +305,6 @@ def shard_done(folder: SweepFolder, shard: int) -> set[str]:
         there[list(find_lost(folder, [keys], np.zeros(count, np.int32), np.arange(count, dtype=np.int32)))] = False
         done.update(texts_of(keys.ids[there]))
     return done
-
-
-def batch_size_name(cell: Cell) -> str:
-    """Under which name the sweep keeps its batch size for cells like this one."""
-    return f"batch_size_{cell.recipe.family}_{cell.width}x{cell.height}"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Cells to denoise together, and the block they are committed with."""
-
-    cells: list[Cell]
-    block: int
-    is_last: bool
-    """Whether the block needs no further batch."""
-
-
-def block_cells(plan_size: int, output_format: str) -> int:
-    """How many cells are committed together at least. A function of the plan's size and the output alone.
-
-    Of a small sweep every batch is; of a large one as many as keep files and flushes few beside the images.
-    """
-    if plan_size <= FLAT_LIMIT and output_format == "files":
-        return 1
-    return 256 if plan_size > HUGE_PLAN else 64
-
-
-def cut_blocks(cells: Sequence[Cell], batch_size: int, least: int, done: Container[str]) -> list[Batch]:
-    """The batches of a shard that have something to make, with their blocks of `least` cells or a little more."""
-    numbered: list[tuple[int, list[Cell]]] = []
-    block = filled = 0
-    for batch in batches(cells, batch_size):
-        numbered.append((block, batch))
-        filled += len(batch)
-        if filled >= least:
-            block, filled = block + 1, 0
-    todo = [(block, batch) for block, batch in numbered if any(cell.image_id not in done for cell in batch)]
-    following = [block for block, _ in todo[1:]] + [-1]
-    return [Batch(batch, block, block != after) for (block, batch), after in zip(todo, following, strict=True)]
-
-
-def batches(cells: Sequence[Cell], batch_size: int) -> Iterator[list[Cell]]:
-    """The batches of a shard: runs of cells that may share one, cut at the batch size.
-
-    A function of the plan and the batch size alone, so that a resumed sweep denoises the same batches.
-    """
-    for _, run in groupby(cells, key=batch_key):
-        whole = list(run)
-        for start in range(0, len(whole), batch_size):
-            yield whole[start : start + batch_size]
 
 
 def is_sticky(error: Exception) -> bool:

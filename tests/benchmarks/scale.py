@@ -36,9 +36,9 @@ from sdbatch.results.disk import publish, sync_folders, write_temporary
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import ImageFile, Origin, row_of, table_of
 from sdbatch.results.schema import SCHEMA
+from sdbatch.run.batch import block_cells
 from sdbatch.run.claim import Claims, clear
 from sdbatch.run.share import Share
-from sdbatch.run.worker import block_cells
 
 PROCESSES = 2
 SIZE = "8"

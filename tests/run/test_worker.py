@@ -20,12 +20,13 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import committed, load_rows
 from sdbatch.results.schema import SCHEMA, VOLATILE
 from sdbatch.results.verify import verify
+from sdbatch.run.batch import block_cells, cut_blocks
 from sdbatch.run.claim import Claims, clear
 from sdbatch.run.message import Reporter
 from sdbatch.run.prepare import prepare
 from sdbatch.run.progress import iter_failures, measure
 from sdbatch.run.settle import settle, take_up
-from sdbatch.run.worker import Place, Worker, block_cells, cut_blocks
+from sdbatch.run.worker import Place, Worker
 from tests.conftest import BASE
 from tests.results.samples import make_cell
 
