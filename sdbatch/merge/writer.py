@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,11 +101,18 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], metadata: Mappin
     order = sorted(entries, key=lambda name: -entries[name].like.element_size())
     with explained("cannot write", path), path.open("xb", buffering=0) as file:
         file.write(to_header({name: entries[name].like for name in order}, metadata))
-        for name in order:
-            entry = entries[name]
-            _write(file.fileno(), _to_bytes(name, entry))
-            entry.done()
-            on_bytes(entry.like.nbytes)
+        # One tensor is written while the next is made.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            writing: Future[None] | None = None
+            for name in order:
+                data = _to_bytes(name, entries[name])
+                if writing is not None:
+                    writing.result()
+                writing = pool.submit(_write, file.fileno(), data)
+                entries[name].done()
+                on_bytes(entries[name].like.nbytes)
+            if writing is not None:
+                writing.result()
         os.fsync(file.fileno())
 
 
