@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,12 @@ def test_a_disk_that_breaks_stops_the_run_and_the_rest_is_made_when_it_is_mended
         check_whole(point / "sweep", clean_slow, resume_unwatched(point / "sweep"))
 
 
+def _signal(processes: list[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
 def test_power_is_lost_at_any_moment_of_a_run(tmp_path: Path, clean_slow: Path, resume_unwatched: Callable[[Path], Ended]) -> None:
     """Copies of the disk while the program runs are what a loss of power would leave: nothing that was not flushed."""
     snapshots: list[Path] = []
@@ -105,7 +113,11 @@ def test_power_is_lost_at_any_moment_of_a_run(tmp_path: Path, clean_slow: Path, 
         driver = start(tmp_path, *SLOW, f"out={point}/sweep")
         for count in (0, 2):
             until(lambda least=count: len(list((point / "sweep/rows").glob("part-*"))) >= least and (point / "sweep/plan.parquet").exists())
+            # Held still, since a copy takes a moment and a loss of power does not.
+            held = [driver.pid, *workers_of(point / "sweep")]
+            _signal(held, signal.SIGSTOP)
             snapshots.append(shutil.copyfile(tmp_path / "disk.img", tmp_path / f"snapshot-{count}.img"))
+            _signal(held, signal.SIGCONT)
         driver.kill()
         driver.communicate()
         until(lambda: not workers_of(point / "sweep"))

@@ -45,7 +45,7 @@ class Chaos:
         """Kill so many times, each after some progress, while there is anything left to make."""
         sweep = self.folder / "sweep"
         while self.kills < kills:
-            until(lambda: committed_rows(sweep) > self.at or self.driver.poll() is not None, timeout_s=90)
+            until(lambda: committed_rows(sweep) > self.at or self.driver.poll() is not None, timeout_s=180)
             self.at = committed_rows(sweep)
             time.sleep(self.random.random() * 0.3)
             if self.driver.poll() is not None:
@@ -72,7 +72,7 @@ class Chaos:
 
 def finish(folder: Path, driver: subprocess.Popen[str]) -> Ended:
     """Let the last driver end; then resume until all is made, as a user would."""
-    told, _ = driver.communicate(timeout=180)
+    told, _ = driver.communicate(timeout=300)
     ended = Ended(driver.returncode, told, "")
     for _ in range(3):
         if ended.code == 0:
