@@ -60,7 +60,10 @@ def resume(path: Path, uri: str | None = None, launcher: Mapping[str, Any] | Non
         raise FolderError(f"{path}: there is no sweep to go on with (no plan.parquet). Give the folder of a sweep, such as outputs/NAME.")
     with folder.lock():
         check_files(PlanFile(folder.plan))
-        settings = Settings.from_dict(folder.read_about().get("settings", {"name": path.name}))
+        about = folder.read_about()
+        if "settings" not in about:
+            raise FolderError(f"{path}: was stopped while it was planned. Run the sweep's own command again.")
+        settings = Settings.from_dict(about["settings"])
         if launcher:
             kept = {} if "name" in launcher else settings.launcher
             settings = replace(settings, launcher={**kept, **launcher})
