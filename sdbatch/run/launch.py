@@ -33,8 +33,9 @@ from sdbatch.run.settle import check_files, open_claims, seconds_since_begun, se
 from sdbatch.run.supervisor import Supervisor, Tally
 from sdbatch.tracking.target import MASK
 
-MANY_PARTS = 256
-"""More small parts than this are merged when a run ends: each costs every reader a millisecond."""
+MERGED_PARTS = range(257, 10_001)
+"""So many small parts are merged when a run ends: each costs every reader a millisecond. More would hold up the end for
+minutes; `sdbatch compact` merges those."""
 
 Ending = Outcome | Handed | Printed
 
@@ -147,7 +148,7 @@ def close(folder: SweepFolder, settings: Settings, before: int, tally: Tally) ->
     """Put the folder of a run that ended in order, unless others are busy with it. Only while its lock is held."""
     if not tally.signal_number and not claim.watch_alive(folder.claims):
         claim.remove(folder.claims)
-        if len(folder.parts()) > MANY_PARTS:
+        if len(folder.parts()) in MERGED_PARTS:
             merge_parts(folder)
     state = committed(folder)
     plan = PlanFile(folder.plan)
