@@ -90,7 +90,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "sweep"
 
 
-@pytest.mark.parametrize(("packed", "kills", "cells"), [("files", KILLS, CELLS), ("webdataset", 6, 96), ("parquet", 6, 96)])
+@pytest.mark.parametrize(("packed", "kills", "cells"), [("files", KILLS, CELLS), ("webdataset", 6, 256), ("parquet", 6, 256)])
 def test_kills_at_random_moments_lose_nothing_and_make_nothing_twice(
     tmp_path: Path, undisturbed: Path, packed: str, kills: int, cells: int
 ) -> None:

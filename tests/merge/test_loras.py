@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sdbatch.cell import Cell, Recipe, Strength, WeightFile
 from sdbatch.errors import WeightFileError
@@ -80,8 +80,12 @@ def test_a_smaller_rank_is_the_nearest_there_is(engine: DiffusersEngine, tiny: W
 
 
 def test_a_full_rank_sum_needs_a_rank(tmp_path: Path) -> None:
+    shape = load_file(lora("style_a").path)["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"].shape
+    width = shape[1]
+    full = tmp_path / "full.safetensors"
+    save_file({"lora_unet_mid_block_attentions_0_proj_in.diff": torch.randn(width, *shape[1:])}, full)
     with pytest.raises(WeightFileError, match=r"full rank in one of the files.*rank=32"):
-        make_lora(LoraOrder(((lora("sepia_loha"), Strength()),), tmp_path / "new.safetensors"), quiet)
+        make_lora(LoraOrder(((lora("style_a"), Strength()), (weight_file(full), Strength())), tmp_path / "new.safetensors"), quiet)
 
 
 def test_a_lora_of_another_model_is_not_baked(zoo: Zoo, tmp_path: Path) -> None:
