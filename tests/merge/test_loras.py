@@ -80,10 +80,12 @@ def test_a_smaller_rank_is_the_nearest_there_is(engine: DiffusersEngine, tiny: W
 
 
 def test_a_full_rank_sum_needs_a_rank(tmp_path: Path) -> None:
-    shape = load_file(lora("style_a").path)["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"].shape
-    width = shape[1]
+    module = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = load_file(lora("style_a").path)
+    width, *rest = tensors[f"{module}.lora_down.weight"].shape[1:]
+    others = {name: tensor for name, tensor in tensors.items() if not name.startswith(module)}
     full = tmp_path / "full.safetensors"
-    save_file({"lora_unet_mid_block_attentions_0_proj_in.diff": torch.randn(width, *shape[1:])}, full)
+    save_file({**others, f"{module}.diff": torch.randn(width, width, *rest)}, full)
     with pytest.raises(WeightFileError, match=r"full rank in one of the files.*rank=32"):
         make_lora(LoraOrder(((lora("style_a"), Strength()), (weight_file(full), Strength())), tmp_path / "new.safetensors"), quiet)
 
