@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sdbatch.adapters.dialect import flatten
+from sdbatch.families import flux_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,50 +101,11 @@ def original_name(name: str, layers: int, attention_up_blocks: set[str]) -> str 
 
 # ---- FLUX -------------------------------------------------------------------------------------------------------------
 
-_FLUX_TOP = {
-    "img_in": "x_embedder",
-    "img_in.proj": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "final_layer.linear": "proj_out",
-}
-_FLUX_DOUBLE = {
-    "img_attn.proj": "attn.to_out.0",
-    "txt_attn.proj": "attn.to_add_out",
-    "img_mlp.0": "ff.net.0.proj",
-    "img_mlp.2": "ff.net.2",
-    "txt_mlp.0": "ff_context.net.0.proj",
-    "txt_mlp.2": "ff_context.net.2",
-    "img_mod.lin": "norm1.linear",
-    "txt_mod.lin": "norm1_context.linear",
-    "img_attn.norm.query_norm": "attn.norm_q",
-    "img_attn.norm.key_norm": "attn.norm_k",
-    "txt_attn.norm.query_norm": "attn.norm_added_q",
-    "txt_attn.norm.key_norm": "attn.norm_added_k",
-    "processor.proj_1": "attn.to_out.0",
-    "processor.proj_2": "attn.to_add_out",
-}
-_FLUX_SINGLE = {
-    "linear2": "proj_out",
-    "modulation.lin": "norm.linear",
-    "norm.query_norm": "attn.norm_q",
-    "norm.key_norm": "attn.norm_k",
-    "processor.proj": "proj_out",
-}
-_IMAGE_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
-_TEXT_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
-_FUSED_DOUBLE = {
-    "img_attn.qkv": _IMAGE_QKV,
-    "txt_attn.qkv": _TEXT_QKV,
-    "processor.qkv_1": _IMAGE_QKV,
-    "processor.qkv_2": _TEXT_QKV,
-}
-_FUSED_SINGLE = {"linear1": (*_IMAGE_QKV, "proj_mlp"), "processor.qkv": _IMAGE_QKV}
+_FLUX_TOP = {**flux_names.TOP, "img_in.proj": "x_embedder"}
+_FLUX_DOUBLE = {**flux_names.DOUBLE, "processor.proj_1": "attn.to_out.0", "processor.proj_2": "attn.to_add_out"}
+_FLUX_SINGLE = {**flux_names.SINGLE, "processor.proj": "proj_out"}
+_FUSED_DOUBLE = {**flux_names.DOUBLE_PACKED, "processor.qkv_1": flux_names.IMAGE_QKV, "processor.qkv_2": flux_names.TEXT_QKV}
+_FUSED_SINGLE = {**flux_names.SINGLE_PACKED, "processor.qkv": flux_names.IMAGE_QKV}
 """XLabs' attention processors, and Black Forest Labs' fused layers."""
 
 

@@ -6,8 +6,10 @@ A rule pairs an original module (or tensor) with the diffusers modules it stands
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from sdbatch.families import flux_names
 
 
 class Rule(NamedTuple):
@@ -125,14 +127,14 @@ _OPENCLIP_LAYER = (
 
 def flux_rules(double: int, single: int) -> list[Rule]:
     """FLUX.1's transformer with so many double and single blocks."""
-    rules = _pairs(*_FLUX_ENDS)
+    rules = _pairs(*flux_names.TOP.items())
     rules.append(Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), "swapped"))
     for index in range(double):
         rules += _flux_block(f"double_blocks.{index}", f"transformer_blocks.{index}", _FLUX_DOUBLE)
     for index in range(single):
         ours, theirs = f"single_blocks.{index}", f"single_transformer_blocks.{index}"
         rules += _flux_block(ours, theirs, _FLUX_SINGLE)
-        parts = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+        parts = flux_names.SINGLE_PACKED["linear1"]
         # The feed-forward part is four times as wide as the states in every FLUX.1.
         rules.append(Rule(f"{ours}.linear1", tuple(f"{theirs}.{part}" for part in parts), shares=(1, 1, 1, 4)))
     return rules
@@ -142,36 +144,13 @@ def _flux_block(ours: str, theirs: str, table: Iterable[tuple[str, tuple[str, ..
     return [Rule(f"{ours}.{own}", tuple(f"{theirs}.{part}" for part in parts)) for own, parts in table]
 
 
-_FLUX_ENDS = (
-    ("img_in", "x_embedder"),
-    ("txt_in", "context_embedder"),
-    ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
-    ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
-    ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
-    ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-    ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
-    ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
-    ("final_layer.linear", "proj_out"),
-)
-_FLUX_DOUBLE = (
-    ("img_mod.lin", ("norm1.linear",)),
-    ("txt_mod.lin", ("norm1_context.linear",)),
-    ("img_attn.qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
-    ("txt_attn.qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
-    ("img_attn.norm.query_norm.scale", ("attn.norm_q.weight",)),
-    ("img_attn.norm.key_norm.scale", ("attn.norm_k.weight",)),
-    ("txt_attn.norm.query_norm.scale", ("attn.norm_added_q.weight",)),
-    ("txt_attn.norm.key_norm.scale", ("attn.norm_added_k.weight",)),
-    ("img_attn.proj", ("attn.to_out.0",)),
-    ("txt_attn.proj", ("attn.to_add_out",)),
-    ("img_mlp.0", ("ff.net.0.proj",)),
-    ("img_mlp.2", ("ff.net.2",)),
-    ("txt_mlp.0", ("ff_context.net.0.proj",)),
-    ("txt_mlp.2", ("ff_context.net.2",)),
-)
-_FLUX_SINGLE = (
-    ("modulation.lin", ("norm.linear",)),
-    ("linear2", ("proj_out",)),
-    ("norm.query_norm.scale", ("attn.norm_q.weight",)),
-    ("norm.key_norm.scale", ("attn.norm_k.weight",)),
-)
+def _flux_parts(plain: Mapping[str, str], packed: Mapping[str, tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
+    """The layers of a block. What the original calls the scale of a norm is its weight in diffusers."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for ours, theirs in plain.items():
+        found.append((f"{ours}.scale", (f"{theirs}.weight",)) if ours.endswith("_norm") else (ours, (theirs,)))
+    return [*found, *packed.items()]
+
+
+_FLUX_DOUBLE = _flux_parts(flux_names.DOUBLE, flux_names.DOUBLE_PACKED)
+_FLUX_SINGLE = _flux_parts(flux_names.SINGLE, {})

@@ -13,43 +13,9 @@ import torch
 from torch import Tensor
 
 from sdbatch.adapters.read import Tensors
+from sdbatch.families.flux_names import DOUBLE, DOUBLE_PACKED, SINGLE, SINGLE_PACKED, TOP
 
-_TOP = {
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "txt_in": "context_embedder",
-    "img_in": "x_embedder",
-    "final_layer.linear": "proj_out",
-}
-_DOUBLE = {
-    "img_mod.lin": "norm1.linear",
-    "txt_mod.lin": "norm1_context.linear",
-    "img_attn.norm.query_norm": "attn.norm_q",
-    "img_attn.norm.key_norm": "attn.norm_k",
-    "txt_attn.norm.query_norm": "attn.norm_added_q",
-    "txt_attn.norm.key_norm": "attn.norm_added_k",
-    "img_attn.proj": "attn.to_out.0",
-    "txt_attn.proj": "attn.to_add_out",
-    "img_mlp.0": "ff.net.0.proj",
-    "img_mlp.2": "ff.net.2",
-    "txt_mlp.0": "ff_context.net.0.proj",
-    "txt_mlp.2": "ff_context.net.2",
-}
-_SINGLE = {
-    "modulation.lin": "norm.linear",
-    "norm.query_norm": "attn.norm_q",
-    "norm.key_norm": "attn.norm_k",
-    "linear2": "proj_out",
-}
-_PACKED = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-}
+_PACKED = {**DOUBLE_PACKED, **SINGLE_PACKED}
 """Matrices that hold several of diffusers', one above the other; all but the last as tall as the transformer is wide."""
 
 _BLOCK = re.compile(r"(double|single)_blocks\.(\d+)\.(.+)")
@@ -70,7 +36,7 @@ def rename_flux(state: Tensors, config: Mapping[str, Any]) -> Tensors:
         elif found := _BLOCK.fullmatch(module):
             named |= _name_block(found, kind, tensor, width)
         else:
-            named[f"{_TOP.get(module, module)}.{kind}"] = tensor
+            named[f"{TOP.get(module, module)}.{kind}"] = tensor
     return named
 
 
@@ -82,5 +48,5 @@ def _name_block(found: re.Match[str], kind: str, tensor: Tensor, width: int) -> 
         rest = tensor.shape[0] - width * (len(parts) - 1)
         views = tensor.split([width] * (len(parts) - 1) + [rest])
         return {f"{prefix}{part}.{kind}": view for part, view in zip(parts, views, strict=True)}
-    name = (_DOUBLE if is_double else _SINGLE).get(found[3], found[3])
+    name = (DOUBLE if is_double else SINGLE).get(found[3], found[3])
     return {f"{prefix}{name}.{kind}": tensor}

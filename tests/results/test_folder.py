@@ -73,7 +73,10 @@ def test_create_goes_on_after_a_crash_between_its_steps(tmp_path: Path) -> None:
     (tmp_path / "s" / "images").mkdir(parents=True)
     (tmp_path / "s" / "log.txt").write_text("hello")
     (tmp_path / "s" / ".tmp-here-1-1-1-sweep.json").touch()
-    SweepFolder(tmp_path / "s").create()
+    folder = SweepFolder(tmp_path / "s")
+    folder.create()
+    assert folder.is_sweep and folder.rows.is_dir() and folder.log.read_text() == "hello"
+    assert folder.read_about()["format"] == "sdbatch sweep"
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
