@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-# pyright: reportPrivateUsage=false
-# OmegaConf has no public way to a node, nor to convert one value.
-import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,70 +17,19 @@ from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.version import setbase
-from omegaconf import AnyNode, DictConfig, OmegaConf, flag_override
+from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.cell import STACKS
+from sdbatch.config.composition import Composition, to_plain
 from sdbatch.config.explain import explain
-from sdbatch.config.guard import check_folders, check_overrides, environment_for, guard_environment, searched_folders
+from sdbatch.config.guard import check_folders, check_overrides, guard_environment, searched_folders
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.config.search import PACKAGED, models_roots, register_options
-from sdbatch.errors import ConfigError, did_you_mean
+from sdbatch.errors import ConfigError
 from sdbatch.hub.address import to_address
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.hashes import Hasher
-
-LITERAL_KEYS = ("prompt", "negative_prompt")
-"""Keys whose text is data: never interpolated, whatever it holds."""
-
-
-@dataclass(frozen=True)
-class Composition:
-    """One composed configuration: its plain values, and the typed tree that converts further ones."""
-
-    tree: DictConfig
-    """Without the `hydra` node."""
-    plain: dict[str, Any]
-    """Resolved, nothing but dict, list, str, int, float, bool and None."""
-    hydra: dict[str, Any]
-    """`launcher` and `sweeper` of the `hydra` node."""
-
-    def convert(self, key: str, value: Any) -> Any:
-        """The value as the schema would take it for this key. Raises ConfigError, naming the key, if it would not."""
-        parent_path, _, last = key.rpartition(".")
-        parent = OmegaConf.select(self.tree, parent_path) if parent_path else self.tree
-        # Not `last in parent`: OmegaConf says no for a value that must still be given.
-        node = parent._get_node(last, validate_access=False) if isinstance(parent, DictConfig) else None
-        if node is None:
-            raise ConfigError(self.unknown(key))
-        if key in LITERAL_KEYS and isinstance(value, str):
-            return value
-        if isinstance(node, AnyNode) and isinstance(value, list):
-            return plain_value(value)  # a key of any type, whose node holds no list when it is set by itself
-        node = copy.copy(node)
-        try:
-            node._set_value(value)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}={value}: {str(error).splitlines()[0]}") from None
-        return plain_value(node._value())
-
-    def unknown(self, key: str) -> str:
-        """Why this key is not there, with the nearest that are."""
-        group, _, rest = key.partition(".")
-        name = rest.partition(".")[0]
-        stack = self.plain.get(group)
-        if group in STACKS and isinstance(stack, dict) and name not in stack:
-            chosen = ", ".join(cast(dict[str, Any], stack)) or "nothing"
-            return f"{key} is set, but {group} {name!r} is not in the stack ({chosen}). Add it: '{group}=[{name}]'."
-        if key.startswith("hydra.launcher."):
-            options: list[str] = [f"hydra.launcher.{option}" for option in self.hydra["launcher"]]
-            return f"{key}: {self.hydra['launcher'].get('name')} has no such option. {did_you_mean(key, options, shown=len(options))}"
-        return f"{key}: there is no such key. {did_you_mean(key, leaf_keys(self.plain))}"
-
-    def interpolates(self, key: str) -> bool:
-        """Whether some other value may be computed from this key, so that overlaying it alone would be wrong."""
-        last = key.rpartition(".")[2]
-        return any(last in text for text in interpolations(self.tree))
 
 
 class Composer:
@@ -174,77 +118,3 @@ class Composer:
         hasher = Hasher()
         options = self.catalog.options(group).items()
         return next((name for name, path in options if (hasher.recall(path) or "").startswith(sha256)), None)
-
-
-def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:
-    """The resolved values; prompts as they were written, missing values as None."""
-    texts = dict(literals)
-    for key in LITERAL_KEYS:
-        node = tree._get_node(key) if key in tree else None
-        if key not in texts and node is not None:
-            # The raw text, not the resolved one: a prompt with "${" is data. "\${" is how YAML spells it.
-            texts[key] = str(cast(Any, node)._value()).replace("\\${", "${")
-    for key in texts:
-        tree[key] = ""
-    plain = resolved(tree)
-    plain.update(texts)
-    return cast(dict[str, Any], _missing_to_none(plain))
-
-
-def resolved(node: DictConfig, path: str = "") -> dict[str, Any]:
-    """The resolved values of a tree, key by key, so that each is told whether it may see the environment."""
-    found: dict[str, Any] = {}
-    for key in node:
-        own = f"{path}{key}"
-        child = node._get_node(key)
-        with environment_for(own):
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and not child._is_missing():
-                found[str(key)] = resolved(child, f"{own}.")
-            else:
-                found[str(key)] = "???" if OmegaConf.is_missing(node, key) else plain_value(node[key])
-    return found
-
-
-def _missing_to_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _missing_to_none(item) for key, item in cast(dict[Any, Any], value).items()}
-    if isinstance(value, list):
-        return [_missing_to_none(item) for item in cast(list[Any], value)]
-    return None if value == "???" else value
-
-
-def plain_value(value: Any) -> Any:
-    """A value without OmegaConf or Enum around it."""
-    if isinstance(value, Enum):
-        return value.name
-    if OmegaConf.is_config(value):
-        return OmegaConf.to_container(value, resolve=True, enum_to_str=True, throw_on_missing=False)
-    return value
-
-
-def leaf_keys(plain: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    """Key paths of all plain values."""
-    for key, value in plain.items():
-        if isinstance(value, dict) and value:
-            yield from leaf_keys(cast(dict[str, Any], value), f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def interpolations(tree: DictConfig) -> list[str]:
-    """The texts of all values that are interpolated, prompts excepted."""
-    raw = cast(dict[str, Any], OmegaConf.to_container(tree, resolve=False, enum_to_str=True, throw_on_missing=False))
-    found: list[str] = []
-
-    def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict):
-            for name, item in cast(dict[str, Any], value).items():
-                walk(item, f"{key}.{name}" if key else str(name))
-        elif isinstance(value, list):
-            for item in cast(list[Any], value):
-                walk(item, key)
-        elif isinstance(value, str) and "${" in value and key not in LITERAL_KEYS:
-            found.append(value)
-
-    walk(raw, "")
-    return found

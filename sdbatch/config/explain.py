@@ -4,36 +4,57 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
 from sdbatch.cell import STACKS
+from sdbatch.config.composition import Composition
 from sdbatch.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from sdbatch.config.compose import Composer
+from sdbatch.weights.catalog import Catalog
 
 KEY = re.compile(r"full_key: (\S+)")
 
 
-def explain(error: Exception, composer: Composer, overrides: Sequence[str] = ()) -> str:
+class Vocabulary(Protocol):
+    """What could have been written (`sdbatch.config.compose.Composer`)."""
+
+    catalog: Catalog
+
+    def is_group(self, key: str) -> bool:
+        """Whether the key chooses an option."""
+        ...
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group."""
+        ...
+
+    def groups(self) -> list[str]:
+        """The groups at the root."""
+        ...
+
+    def compose(self, overrides: Sequence[str]) -> Composition:
+        """Compose with these overrides."""
+        ...
+
+
+def explain(error: Exception, vocabulary: Vocabulary, overrides: Sequence[str] = ()) -> str:
     """One message: what was asked, what was found, what to do."""
     cause = error.__cause__ if error.__cause__ is not None else error
     text = str(error)
     if isinstance(error, MissingConfigException):
-        return _missing_option(text, composer)
+        return _missing_option(text, vocabulary)
     if isinstance(error, OverrideParseException):
         override = error.override
         return f"{override}: not in Hydra's override grammar. Quote text with commas, brackets or colons twice: '{_quoted(override)}'."
     if match := re.search(r"Could not override '(.+?)'", text):
-        return _unknown_key(match[1], composer, overrides)
+        return _unknown_key(match[1], vocabulary, overrides)
     if "Could not find" in text or "No match in the defaults list" in text:
         return text.splitlines()[0]
     if match := KEY.search(str(cause)):
         if match[1] in STACKS and "ListConfig" in str(cause):
             # Without a single file there is no such group, so Hydra takes the stack for a value.
-            return f"{match[1]}: there is no {match[1]} file in the models folders. Put one into {composer.catalog.target(match[1])}."
+            return f"{match[1]}: there is no {match[1]} file in the models folders. Put one into {vocabulary.catalog.target(match[1])}."
         # What a resolver of ours says stands after OmegaConf's own words.
         return f"{match[1]}: {str(cause).splitlines()[0].rpartition('ConfigError raised while resolving interpolation: ')[2]}"
     return "\n".join(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line)
@@ -44,21 +65,21 @@ def _quoted(override: str) -> str:
     return f'{key}="{value}"'
 
 
-def _missing_option(text: str, composer: Composer) -> str:
+def _missing_option(text: str, vocabulary: Vocabulary) -> str:
     if match := re.search(r"Could not find '(.+?)'", text):
         group, _, option = match[1].rpartition("/")
-        if group and composer.is_group(group):
-            return f"{group}={option}: there is no such {group}. {did_you_mean(option, composer.options(group))}"
-        return f"{match[1]}: no such option or configuration. Groups: {', '.join(composer.groups())}."
+        if group and vocabulary.is_group(group):
+            return f"{group}={option}: there is no such {group}. {did_you_mean(option, vocabulary.options(group))}"
+        return f"{match[1]}: no such option or configuration. Groups: {', '.join(vocabulary.groups())}."
     if match := re.search(r"Cannot find primary config '(.+?)'", text):
         return f"-cn {match[1]}: no such configuration. Jobs are found in the folder given by -cd."
     return text.splitlines()[0]
 
 
-def _unknown_key(key: str, composer: Composer, overrides: Sequence[str]) -> str:
+def _unknown_key(key: str, vocabulary: Vocabulary, overrides: Sequence[str]) -> str:
     """Compose without the bad override to know what is there."""
     rest = [override for override in overrides if override.partition("=")[0].lstrip("+~") != key]
     try:
-        return composer.compose(rest).unknown(key) if len(rest) < len(overrides) else f"{key}: there is no such key."
+        return vocabulary.compose(rest).unknown(key) if len(rest) < len(overrides) else f"{key}: there is no such key."
     except ConfigError:
         return f"{key}: there is no such key."

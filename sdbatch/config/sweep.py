@@ -10,7 +10,8 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Rang
 from hydra.types import RunMode
 
 from sdbatch.cell import STACKS
-from sdbatch.config.compose import LITERAL_KEYS, Composer, Composition
+from sdbatch.config.compose import Composer
+from sdbatch.config.composition import LITERAL_KEYS, Composition
 from sdbatch.config.source import prompt_axis
 from sdbatch.errors import ConfigError
 from sdbatch.plan.axis import Axis, Draws, Interval, Space

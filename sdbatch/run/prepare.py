@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.config.arguments import Arguments
-from sdbatch.config.compose import Composer, Composition
+from sdbatch.config.compose import Composer
+from sdbatch.config.composition import Composition
 from sdbatch.config.launcher import read_launcher
 from sdbatch.config.schema import identity_defaults
 from sdbatch.config.sweep import Request, read_request, read_space
