@@ -10,27 +10,21 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
-import diffusers
-import numpy as np
-import numpy.typing as npt
 import torch
-import transformers
-from torch import Tensor, nn
 
-import sdbatch
 from sdbatch.adapters.controlnet import ControlNetBatch, load_picture
 from sdbatch.cell import Cell, Picture, Recipe
-from sdbatch.pipeline.decode import decode, find_fault, vae_scale
+from sdbatch.pipeline.batch import DiffusersBatch, Group, Job, collect, facts_of
+from sdbatch.pipeline.decode import decode, vae_scale
 from sdbatch.pipeline.denoise import Conditions, Denoiser, denoise, draw_noise, gather
 from sdbatch.pipeline.engine import OnStep, OutOfMemory
 from sdbatch.pipeline.flux import FluxDenoiser
 from sdbatch.pipeline.model import Model
-from sdbatch.pipeline.samplers import Draw, Schedule, build_schedule
-from sdbatch.pipeline.text import Embedding, pad
+from sdbatch.pipeline.samplers import Draw, build_schedule
+from sdbatch.pipeline.text import pad
 from sdbatch.pipeline.unet import UNetDenoiser, encode_nothing
 
 T = TypeVar("T")
@@ -40,41 +34,6 @@ _CPU_BATCH_LIMIT = 16
 _GPU_BATCH_LIMIT = 32
 _GPU_BYTES_PER_PIXEL = 4000
 """Activations of an SD 1.x UNet with guidance in half precision, per pixel of the picture, rounded up."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """The cells of a batch whose prompts take the same number of chunks: what is denoised at once."""
-
-    slots: list[int]
-    """Their places in the batch."""
-    cells: list[Cell]
-    positive: list[Embedding]
-    negative: list[Embedding]
-    generators: list[torch.Generator] = field(default_factory=list[torch.Generator])
-    schedule: Schedule | None = None
-
-    def add(self, other: _Job) -> None:
-        """Take the cells of another job in."""
-        self.slots += other.slots
-        self.cells += other.cells
-        self.positive += other.positive
-        self.negative += other.negative
-
-
-@dataclass(slots=True)
-class _Group:
-    """A denoised job."""
-
-    slots: list[int]
-    cells: list[Cell]
-    vae: nn.Module
-    latents: Tensor
-    facts: dict[str, Any]
-    ready: Any = None
-    """CUDA event after the denoising."""
-    pixels: npt.NDArray[np.uint8] | None = None
-    finite: list[bool] = field(default_factory=list[bool])
 
 
 class DiffusersEngine:
@@ -116,7 +75,7 @@ class DiffusersEngine:
             groups = self._guarded(lambda: self._make(cells, on_step), f"a batch of {len(cells)}")
         return DiffusersBatch(self, len(cells), groups)
 
-    def decode_group(self, group: _Group) -> None:
+    def decode_group(self, group: Group) -> None:
         """Bring a group's pixels to the CPU, on the side stream of a GPU."""
         if group.pixels is None:
             self._guarded(lambda: self._decode(group), f"the decode of a batch of {len(group.cells)}")
@@ -134,7 +93,7 @@ class DiffusersEngine:
                     for group in groups:
                         self.decode_group(group)
                         group.facts |= {"retried_fp32": True, "dtype": "float32"}
-                return _collect(groups, len(cells))
+                return collect(groups, len(cells))
             finally:
                 if current is not None:
                     self.prepare(current)
@@ -155,7 +114,7 @@ class DiffusersEngine:
         raise OutOfMemory(f"{what} did not fit the memory of {self.device}: {reason}. Lower batch_size, or leave it to `auto`.")
 
     @torch.inference_mode()
-    def _make(self, cells: Sequence[Cell], on_step: OnStep) -> list[_Group]:
+    def _make(self, cells: Sequence[Cell], on_step: OnStep) -> list[Group]:
         begun = time.perf_counter()
         jobs = self._encode(cells)
         encode_s = time.perf_counter() - begun
@@ -167,7 +126,7 @@ class DiffusersEngine:
             draw = Draw(first.steps, seeds, job.generators, rows * columns // 4)
             job.schedule = build_schedule(first.sampler, self.model.scheduler_config, draw)
         total = sum(len(job.schedule.timesteps) for job in jobs if job.schedule)
-        groups: list[_Group] = []
+        groups: list[Group] = []
         done = 0
         for job in jobs:
             group = self._denoise(job, lambda step, before=done: on_step(before + step, total))
@@ -178,28 +137,28 @@ class DiffusersEngine:
             groups.append(group)
         return groups
 
-    def _encode(self, cells: Sequence[Cell]) -> list[_Job]:
+    def _encode(self, cells: Sequence[Cell]) -> list[Job]:
         """The cells' prompts as embeddings, cells with equally long ones together."""
         encoder = self.model.encoder
         assert encoder is not None, "no recipe is prepared"
         names = [tower.encoder.component for tower in encoder.towers]
         stacks = [stack for name in names if (stack := self.model.stack(name)) is not None]
-        jobs: dict[int, _Job] = {}
+        jobs: dict[int, Job] = {}
         for slot, cell in enumerate(cells):
             strengths = tuple(weight for stack in stacks for weight in stack.weigh(cell.strengths))
             for stack in stacks:
                 stack.set_cells([cell.strengths])
             positive = encoder.encode(cell.prompt, cell.clip_skip, strengths)
-            job = _Job([slot], [cell], [positive], [])
+            job = Job([slot], [cell], [positive], [])
             if not self.model.family.distilled_guidance:
                 negative = encoder.encode_negative(cell.negative_prompt, cell.clip_skip, strengths)
                 tokens = max(positive.length, negative.length)
                 empty, nothing = (give("", cell.clip_skip, strengths) for give in (encoder.encode, encoder.encode_negative))
-                job = _Job([slot], [cell], [pad(positive, tokens, empty)], [pad(negative, tokens, nothing)])
-            jobs.setdefault(job.positive[0].length, _Job([], [], [], [])).add(job)
+                job = Job([slot], [cell], [pad(positive, tokens, empty)], [pad(negative, tokens, nothing)])
+            jobs.setdefault(job.positive[0].length, Job([], [], [], [])).add(job)
         return [jobs[tokens] for tokens in sorted(jobs)]
 
-    def _denoise(self, job: _Job, on_step: Callable[[int], None]) -> _Group:
+    def _denoise(self, job: Job, on_step: Callable[[int], None]) -> Group:
         assert job.schedule is not None
         begun = time.perf_counter()
         dtype = self.model.dtype
@@ -217,7 +176,7 @@ class DiffusersEngine:
         vae: Any = self.model.vae
         noise = draw_noise(job.generators, (vae.config.latent_channels, *self._latent_size(job.cells[0])))
         latents = denoise(self._denoiser(conditions, job.cells[0]), job.schedule, noise.to(self.device), on_step)
-        group = _Group(job.slots, job.cells, self.model.vae, latents, self._facts(len(job.cells)))
+        group = Group(job.slots, job.cells, self.model.vae, latents, facts_of(self.model, len(job.cells)))
         group.facts["denoise_s"] = time.perf_counter() - begun
         if self._side is not None:
             group.ready = torch.cuda.current_stream(self.device).record_event()
@@ -253,7 +212,7 @@ class DiffusersEngine:
         return tuple(batches)
 
     @torch.inference_mode()
-    def _decode(self, group: _Group) -> None:
+    def _decode(self, group: Group) -> None:
         begun = time.perf_counter()
         if self._side is None:
             pixels, finite = decode(group.vae, group.latents)
@@ -270,60 +229,5 @@ class DiffusersEngine:
         group.finite = [bool(is_finite) for is_finite in finite.tolist()]
         group.facts["decode_s"] = time.perf_counter() - begun
 
-    def _facts(self, batch_size: int) -> dict[str, Any]:
-        return {
-            "batch_size": batch_size,
-            "device": _device_name(self.device),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "retried_fp32": False,
-            "applied_keys": {lora.name: (lora.applied_keys, lora.total_keys) for lora in self.model.loras},
-            "versions": _versions(),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class DiffusersBatch:
-    """A denoised batch of a `DiffusersEngine`."""
-
-    engine: DiffusersEngine
-    size: int
-    groups: list[_Group]
-
-    def finish(self) -> list[Picture]:
-        """Decode what is not decoded yet, try what failed once more in float32, and hand over in the cells' order."""
-        for group in self.groups:
-            self.engine.decode_group(group)
-        pictures = _collect(self.groups, self.size)
-        failed = [slot for slot, picture in enumerate(pictures) if picture.fault]
-        if failed and (again := self.engine.remake([pictures[slot].cell for slot in failed])) is not None:
-            for slot, picture in zip(failed, again, strict=True):
-                pictures[slot] = picture
-        return pictures
-
-
-def _collect(groups: Sequence[_Group], size: int) -> list[Picture]:
-    pictures: dict[int, Picture] = {}
-    for group in groups:
-        assert group.pixels is not None
-        for row, (slot, cell) in enumerate(zip(group.slots, group.cells, strict=True)):
-            fault = find_fault(group.pixels[row], group.finite[row])
-            pictures[slot] = Picture(cell, group.pixels[row], fault, {**group.facts, "batch_slot": row})
-    return [pictures[slot] for slot in range(size)]
-
 
 _cached_picture = lru_cache(maxsize=64)(load_picture)
-
-
-def _device_name(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
-
-
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
-    return {
-        "sdbatch": sdbatch.__version__,
-        "torch": str(torch.__version__),
-        "diffusers": str(diffusers.__version__),
-        "transformers": str(transformers.__version__),
-    }
