@@ -26,7 +26,7 @@ from sdbatch.adapters.read import read_json
 from sdbatch.cell import Recipe
 from sdbatch.errors import WeightFileError
 from sdbatch.families import Component, Encoder
-from sdbatch.families.t5 import find_t5_tokenizer, missing_t5_tokenizer
+from sdbatch.families.t5 import find_t5_tokenizer
 from sdbatch.pipeline.checkpoint import Checkpoint, FileCheckpoint, FolderCheckpoint, read_replacement
 from sdbatch.pipeline.configs import CLIP_VOCABULARY, Configs, adapt
 from sdbatch.pipeline.merged import MergedCheckpoint
@@ -67,15 +67,13 @@ def load_component(part: Component, recipe: Recipe, checkpoint: Checkpoint, conf
 
 
 def load_tokenizer(encoder: Encoder, recipe: Recipe, configs: Configs) -> Any:
-    """The tokenizer of a text encoder.
+    """The tokenizer of a text encoder: the model's own, else the vocabulary that ships with sdbatch.
 
     Raises:
-        WeightFileError: it is not there. T5's must come with the model; CLIP's vocabulary ships with sdbatch.
+        WeightFileError: the config folder knows no such tokenizer.
     """
     if encoder.kind == "t5":
-        if (folder := find_t5_tokenizer(recipe)) is None:
-            raise WeightFileError(f"family.config: {missing_t5_tokenizer(recipe)}")
-        return T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        return T5Tokenizer.from_pretrained(str(find_t5_tokenizer(recipe)), local_files_only=True)
     folder = configs.find(encoder.tokenizer)
     if folder is None:
         raise WeightFileError(f"family.config: {configs.folders[-1]} has no {encoder.tokenizer}; it needs the tokenizer's files.")

@@ -10,7 +10,6 @@ from typing import Any
 from sdbatch.cell import SINGLE_PARTS, Recipe
 from sdbatch.errors import Fault, SdbatchError
 from sdbatch.families import FAMILIES
-from sdbatch.families.t5 import find_t5_tokenizer, missing_t5_tokenizer
 from sdbatch.merge.table import find_fault
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.fit import describe, find_mismatch
@@ -43,8 +42,6 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
         return
     yield from _missing_parts(recipe, base, catalog, index)
     yield from _idle_parts(recipe)
-    if any(encoder.kind == "t5" for encoder in FAMILIES[recipe.family].encoders) and find_t5_tokenizer(recipe) is None:
-        yield Fault("family.config", missing_t5_tokenizer(recipe))
     if recipe.merge and (found := find_fault(recipe.merge)):
         yield Fault(f"checkpoint.merge.{found[0]}", found[1])
     for key, group, file in recipe.parts():

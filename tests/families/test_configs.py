@@ -9,7 +9,6 @@ import torch
 
 import sdbatch.families
 from sdbatch.cell import Recipe, WeightFile
-from sdbatch.errors import WeightFileError
 from sdbatch.families import FAMILIES
 from sdbatch.pipeline.assemble import BUILDERS, load_tokenizer
 from sdbatch.pipeline.configs import Configs
@@ -82,7 +81,11 @@ def test_clip_s_vocabulary_serves_every_family(name: str, tokenizer: str, pad: i
     assert loaded.pad_token_id == pad
 
 
-def test_t5_s_tokenizer_is_asked_for() -> None:
-    recipe, configs = configs_of("flux_dev")
-    with pytest.raises(WeightFileError, match=r"needs its tokenizer, .* Set family\.config to the model's own diffusers folder"):
-        load_tokenizer(configs.family.encoders[1], recipe, configs)
+@pytest.mark.parametrize("name", ["flux_dev", "flux_schnell"])
+def test_t5_s_vocabulary_ships_too(name: str) -> None:
+    recipe, configs = configs_of(name)
+    loaded = load_tokenizer(configs.family.encoders[1], recipe, configs)
+    assert loaded("a photo of a cat")["input_ids"] == [3, 9, 1202, 13, 3, 9, 1712, 1]
+    # Compatibility forms, runs of spaces and what T5 never saw, as sentencepiece reads them.
+    assert loaded("\ufb01ne \u2460  two\ncity \u6f22")["input_ids"] == [1399, 209, 192, 690, 3, 2, 1]
+    assert (len(loaded), loaded.eos_token_id, loaded.pad_token_id) == (32100, 1, 0)

@@ -162,8 +162,6 @@ def test_t5_s_tokenizer_may_lie_beside_its_folder(zoo: Zoo, tmp_path: Path) -> N
     bare = shutil.copytree(model.config, tmp_path / "bare")
     shutil.rmtree(bare / "tokenizer_2")
     recipe = model.recipe(config=str(bare))
-    with pytest.raises(WeightFileError, match="T5, this family's second text encoder, needs its tokenizer"):
-        DiffusersEngine("cpu", 1).prepare(recipe)
     beside = replace(recipe, text_encoder_2=as_file(tmp_path / "model" / "text_encoder_2"))
     alike(draw(cell_of(model, recipe=beside)), draw(cell_of(model)))
 

@@ -58,7 +58,7 @@ def _tokenizer(folder: Path, pad: str = "<|endoftext|>") -> Any:
 
 
 def _t5_tokenizer() -> Any:
-    """A Unigram vocabulary of a few words, as T5's real one cannot be had without the network."""
+    """A Unigram vocabulary of a few words, for a T5 of a few parameters."""
     tokenizer: Any = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()

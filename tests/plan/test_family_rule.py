@@ -29,11 +29,9 @@ def flux(workspace: Path) -> tuple[str, ...]:
     write_safetensors(models / "text_encoders/t5xxl.safetensors", dialects.t5())
     write_safetensors(models / "vae/ae.safetensors", dialects.ldm_vae(prefix="", latent=16, quant=False))
     config = workspace / "flux"
-    for part, settings in (("transformer", {"joint_attention_dim": 4096, "guidance_embeds": True}), ("tokenizer_2", {})):
-        (config / part).mkdir(parents=True)
-        (config / part / "config.json").write_text(json.dumps(settings))
+    (config / "transformer").mkdir(parents=True)
+    (config / "transformer/config.json").write_text(json.dumps({"joint_attention_dim": 4096, "guidance_embeds": True}))
     (config / "model_index.json").write_text("{}")
-    (config / "tokenizer_2" / "tokenizer.json").write_text("{}")
     parts = ("checkpoint=dev", "vae=ae", "text_encoder=clip_l", "text_encoder_2=t5xxl")
     return ("model=flux_dev", "family.config=flux", *parts)
 
@@ -58,11 +56,9 @@ def test_a_controlnet_is_not_for_flux(flux: tuple[str, ...]) -> None:
     assert "controlnet: ControlNets do not run with FLUX.1. Leave controlnet empty." in said
 
 
-def test_parts_that_are_missing(flux: tuple[str, ...], workspace: Path) -> None:
-    (workspace / "flux/tokenizer_2/tokenizer.json").unlink()
+def test_parts_that_are_missing(flux: tuple[str, ...]) -> None:
     said = faults_of(*flux[:5], "text_encoder_2=baked")
     assert "text_encoder_2: dev has none of its own; set text_encoder_2=NAME. Fitting here: t5xxl." in said
-    assert "family.config: T5, this family's second text encoder, needs its tokenizer" in said
 
 
 def test_dev_and_schnell_are_told_apart(flux: tuple[str, ...]) -> None:
