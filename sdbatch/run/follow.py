@@ -9,7 +9,7 @@ import time
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import read_index
-from sdbatch.run import claim
+from sdbatch.run import roster
 from sdbatch.run.engine_state import ASK_S, EngineState, engine_states
 from sdbatch.run.launchers.command import read_submissions
 from sdbatch.run.outcome import count
@@ -67,4 +67,4 @@ def is_deserted(folder: SweepFolder, states: list[EngineState]) -> bool:
     """Whether no claim is alive, and every engine that was asked for workers answers that none is left."""
     if any(state.alive for state in states) or len(states) < len(read_submissions(folder)):
         return False
-    return not claim.watch_alive(folder.claims)
+    return not roster.watch_alive(folder.claims)

@@ -16,7 +16,7 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
 from sdbatch.results.upkeep import merge_parts
-from sdbatch.run import claim
+from sdbatch.run import roster
 from sdbatch.run.device import find_places
 from sdbatch.run.display import build_watcher
 from sdbatch.run.engine_state import engine_states
@@ -111,7 +111,7 @@ def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Com
         case LocalLauncher():
             watcher = Projecting(build_watcher(settings.name), folder, settings, uri)
             tally = _supervise(folder, settings, launcher, before, watcher)
-            if tally.error is None and not tally.signal_number and claim.watch_alive(folder.claims):
+            if tally.error is None and not tally.signal_number and roster.watch_alive(folder.claims):
                 # Workers that were busy before this run began have the last shards.
                 tally = follow(folder, before, watcher)
     watcher.close()
@@ -146,8 +146,8 @@ def _submit(folder: SweepFolder, settings: Settings, launcher: SlurmLauncher | R
 
 def close(folder: SweepFolder, settings: Settings, before: int, tally: Tally) -> Outcome:
     """Put the folder of a run that ended in order, unless others are busy with it. Only while its lock is held."""
-    if not tally.signal_number and not claim.watch_alive(folder.claims):
-        claim.remove(folder.claims)
+    if not tally.signal_number and not roster.watch_alive(folder.claims):
+        roster.remove(folder.claims)
         if len(folder.parts()) in MERGED_PARTS:
             merge_parts(folder)
     state = committed(folder)

@@ -19,7 +19,7 @@ from sdbatch.results.presence import find_lost
 from sdbatch.results.reader import Index, iter_faulty, read_index
 from sdbatch.results.row import axes_of, recipe_id
 from sdbatch.results.schema import OK, STATUSES
-from sdbatch.run.claim import iter_owners
+from sdbatch.run.roster import iter_owners
 
 RECENT_S = 300.0
 """The rate is that of the images made in this time before the latest."""

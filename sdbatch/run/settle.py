@@ -20,7 +20,7 @@ from sdbatch.results.disk import write_file
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
 from sdbatch.results.upkeep import recover
-from sdbatch.run import claim
+from sdbatch.run import roster
 from sdbatch.run.prepare import Job
 from sdbatch.run.settings import Settings
 from sdbatch.tracking.target import redact
@@ -34,11 +34,11 @@ BEGAN = "began"
 
 def take_up(folder: SweepFolder) -> Committed:
     """What is committed; put in order, and with faulty cells to be tried again, unless workers are busy with it."""
-    others = claim.watch_alive(folder.claims, pause=_watch) if folder.claims.is_dir() else []
+    others = roster.watch_alive(folder.claims, pause=_watch) if folder.claims.is_dir() else []
     if others:
         sys.stderr.write(f"{folder.path}: {len(others)} workers are busy with it already; this joins them.\n")
         return committed(folder)
-    claim.remove(folder.claims)
+    roster.remove(folder.claims)
     return recover(folder, retry_faulty=True)
 
 
@@ -82,7 +82,7 @@ def open_claims(folder: SweepFolder, plan: PlanFile, state: Committed) -> None:
     needed: set[int] = set()
     for ids, shards, _ in plan.iter_keys():
         needed.update(shards[(shards >= 0) & ~state.done.contains(ids)].tolist())
-    claim.clear(folder.claims, [shard for shard in range(plan.shards) if shard not in needed])
+    roster.clear(folder.claims, [shard for shard in range(plan.shards) if shard not in needed])
     (folder.claims / BEGAN).touch()
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from sdbatch.results.folder import SweepFolder
-from sdbatch.run import claim
+from sdbatch.run import roster
 from sdbatch.run.crash import Crashes
 from sdbatch.run.device import environment
 from sdbatch.run.message import Committed, Idle, Loading, Message, Refused, Started, Step, parse
@@ -213,7 +213,7 @@ class Supervisor:
         assert child.process is not None
         code = child.process.returncode
         child.process = None
-        claim.drop_dead(self.folder.claims)
+        roster.drop_dead(self.folder.claims)
         if code == 0 or self._stop_since_s is not None or self.tally.error is not None:
             child.over = True
             return

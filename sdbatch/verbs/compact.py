@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"mb={words['mb']}: give the most megabytes of a block of images, such as mb=256.")
     from sdbatch.results.compact import compact
     from sdbatch.results.folder import SweepFolder
-    from sdbatch.run.claim import watch_alive
+    from sdbatch.run.roster import watch_alive
 
     folder = SweepFolder(words["OUT"])
     if not folder.is_sweep:

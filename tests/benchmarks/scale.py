@@ -37,7 +37,8 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import ImageFile, Origin, row_of, table_of
 from sdbatch.results.schema import SCHEMA
 from sdbatch.run.batch import block_cells
-from sdbatch.run.claim import Claims, clear
+from sdbatch.run.claim import Claims
+from sdbatch.run.roster import clear
 from sdbatch.run.share import Share
 
 PROCESSES = 2

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdbatch.results.disk import Process
 from sdbatch.run import claim
-from sdbatch.run.claim import Claims, Owner, clear, drop_dead, iter_owners, remove, watch_alive
+from sdbatch.run.claim import Claims
 from sdbatch.run.crash import Crashes
+from sdbatch.run.lease import Owner
+from sdbatch.run.roster import clear, drop_dead, iter_owners, remove, watch_alive
 
 
 class Clock:
@@ -217,6 +220,32 @@ def test_a_heartbeat_keeps_a_claim_and_tells_of_a_lost_one(folder: Path) -> None
         path.unlink()
         assert told.wait(10)
     assert not claims.holds(0)
+
+
+def test_a_heartbeat_that_the_file_system_holds_up_holds_up_no_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = Claims(folder, "a")
+    for shard in range(3):
+        claims.take(shard)
+    stuck, mended = threading.Event(), threading.Event()
+    touch = os.utime
+
+    def slow(*given: Any) -> None:
+        stuck.set()
+        assert mended.wait(10)
+        touch(*given)
+
+    monkeypatch.setattr(os, "utime", slow)
+    beat = threading.Thread(target=claims.beat)
+    beat.start()
+    assert stuck.wait(10)
+    claims.finish(1)  # its file is closed while its touch is under way
+    claims.drop(2)
+    assert claims.take(2)
+    assert claims.holds(0) and not claims.holds(1)
+    mended.set()
+    beat.join()
+    assert claims.holds(0) and claims.beat() == []
+    assert claims.read_group(0).done == {1}
 
 
 def test_no_folder_of_claims_grows_beyond_ten_thousand(folder: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from sdbatch.results.disk import Process
-from sdbatch.run.claim import Claims, Owner, clear
+from sdbatch.run.claim import Claims
+from sdbatch.run.lease import Owner
+from sdbatch.run.roster import clear
 from sdbatch.run.share import LINGERING, Share
 
 
