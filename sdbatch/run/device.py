@@ -6,10 +6,25 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdbatch.errors import ConfigError
-from sdbatch.run.worker import Place
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which worker of how many, on which device."""
+
+    index: int = 0
+    workers: int = 1
+    device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As rows and claims call it."""
+        return f"worker-{self.index}"
 
 
 def find_places(device: str, threads: int | None, workers: int | None = None) -> list[Place]:

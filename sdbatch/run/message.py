@@ -17,7 +17,7 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Making:
     """A block is being made."""
 
     shard: int
@@ -54,8 +54,8 @@ class Idle:
     """No work is left for this worker."""
 
 
-Message = Loading | Started | Step | Committed | Refused | Idle
-KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Loading, Started, Step, Committed, Refused, Idle)}
+Message = Loading | Making | Step | Committed | Refused | Idle
+KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Loading, Making, Step, Committed, Refused, Idle)}
 
 
 class Reporter:

@@ -14,13 +14,12 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import GROUP_SHARDS, SweepFolder
 from sdbatch.results.reader import committed
 from sdbatch.run.claim import Claims
-from sdbatch.run.device import find_places
+from sdbatch.run.device import Place, find_places
 from sdbatch.run.display import TaskWatcher
 from sdbatch.run.outcome import count
 from sdbatch.run.projecting import Projecting, node_uri
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Supervisor, Tally
-from sdbatch.run.worker import Place
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from typing import IO
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run import roster
 from sdbatch.run.crash import Crashes
-from sdbatch.run.device import environment
-from sdbatch.run.message import Committed, Idle, Loading, Message, Refused, Started, Step, parse
-from sdbatch.run.worker import Place
+from sdbatch.run.device import Place, environment
+from sdbatch.run.message import Committed, Idle, Loading, Making, Message, Refused, Step, parse
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """What asks for a stop; SIGUSR2 is Slurm's warning before a time limit, as submitit has it sent."""
@@ -188,7 +187,7 @@ class Supervisor:
         match message:
             case Loading(recipe):
                 child.doing, child.loading = f"loading {recipe}", True
-            case Started(_, cells):
+            case Making(_, cells):
                 child.doing, child.loading = f"denoising {len(cells)}", False
                 child.in_flight.update(dict.fromkeys(cells))
             case Step(done, total):

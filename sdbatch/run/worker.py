@@ -5,58 +5,33 @@ Knows nothing of who started it. All state is in the sweep folder; messages on s
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import pyarrow as pa
-
 from sdbatch.cell import Cell
-from sdbatch.errors import CellError, FolderError, SdbatchError
+from sdbatch.errors import FolderError, SdbatchError
 from sdbatch.pipeline.build import build_engine
-from sdbatch.pipeline.engine import Engine, OutOfMemory, PendingBatch
+from sdbatch.pipeline.engine import Engine
 from sdbatch.plan.store import PlanFile
-from sdbatch.results.commit import check_keys
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.ids import texts_of
-from sdbatch.results.presence import find_lost
 from sdbatch.results.row import Origin, Row
-from sdbatch.results.schema import OK, STATUSES
-from sdbatch.results.writer import BlockWriter, Failure, Outcome, Output
+from sdbatch.results.writer import BlockWriter, Failure, Output
+from sdbatch.run.attempt import Started, Waiting, start
 from sdbatch.run.batch import Batch, batch_size_name, block_cells, cut_blocks
 from sdbatch.run.claim import Claims
 from sdbatch.run.crash import Crashes
-from sdbatch.run.message import Committed, Idle, Loading, Refused, Reporter, Started, Step
+from sdbatch.run.device import Place
+from sdbatch.run.message import Committed, Idle, Loading, Making, Refused, Reporter, Step
 from sdbatch.run.settings import Settings
+from sdbatch.run.shard import OpenShards, shard_done
 from sdbatch.run.share import Share
 from sdbatch.run.stop import Stop, Stopped
 from sdbatch.run.unchanged import Unchanged
-
-log = logging.getLogger(__name__)
 
 POISON_CRASHES = 3
 """A cell that was alone in its batch at the last of this many crashes is failed; the others go on."""
 ISOLATE_CRASHES = 2
 """After this many crashes the cells of a batch are made one by one, to find the one that kills."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which worker of how many, on which device."""
-
-    index: int = 0
-    workers: int = 1
-    device: str = "cpu"
-    threads: int | None = None
-
-    @property
-    def name(self) -> str:
-        """As rows and claims call it."""
-        return f"worker-{self.index}"
 
 
 @dataclass
@@ -77,7 +52,7 @@ class Worker:
         self.done: set[str] = set()
         """Of the shard in work: ids that were committed before."""
         self.open = OpenShards()
-        self.waiting: _Waiting | None = None
+        self.waiting: Waiting | None = None
         self.engines: dict[str, Engine] = {}
         self.unchanged = Unchanged()
 
@@ -158,10 +133,10 @@ class Worker:
                 self._settle(writer)
                 self._make_alone(place, batch.cells, crashes, engine, writer)
                 continue
-            self.reporter.send(Started(shard, [cell.image_id for cell in batch.cells]))
+            self.reporter.send(Making(shard, [cell.image_id for cell in batch.cells]))
             started = self._start(engine, batch.cells)
             self._settle(writer)
-            self.waiting = _Waiting(place, started, worst + 1, self.done, batch.is_last or is_hazardous)
+            self.waiting = Waiting(place, started, worst + 1, self.done, batch.is_last or is_hazardous)
 
     def _make_alone(self, place: tuple[int, int], cells: list[Cell], crashes: dict[str, int], engine: Engine, writer: BlockWriter) -> None:
         """The cells of a batch that kills workers, one at a time, so that only the one to blame is failed."""
@@ -173,8 +148,8 @@ class Worker:
                 error = f"its worker died {attempts} times while making it, the last time alone in its batch"
                 writer.put(place, [Failure(cell, error)], attempts)
                 continue
-            self.reporter.send(Started(place[0], [cell.image_id]))
-            self.waiting = _Waiting(place, self._start(engine, [cell]), attempts + 1, self.done, is_last=True)
+            self.reporter.send(Making(place[0], [cell.image_id]))
+            self.waiting = Waiting(place, self._start(engine, [cell]), attempts + 1, self.done, is_last=True)
             self._settle(writer)
             writer.flush()
 
@@ -205,108 +180,9 @@ class Worker:
         name = batch_size_name(cell)
         return self.folder.read_settled(name) or self.folder.settle(name, engine.auto_batch_size(cell))
 
-    def _start(self, engine: Engine, cells: list[Cell]) -> list[tuple[list[Cell], PendingBatch | str]]:
-        """Denoise, halving on out-of-memory and isolating a cell that fails."""
-        try:
-            return [(cells, engine.start(cells, self._on_step))]
-        except OutOfMemory as error:
-            if len(cells) == 1 or self.settings.on_oom == "fail":
-                return [(cells, f"out of memory with batch size {len(cells)}: {error}")]
-            log.warning("out of memory with batch size %d, halving it", len(cells))
-        except CellError as error:
-            if len(cells) == 1:
-                return [(cells, str(error))]
-        except Stopped:
-            raise
-        except Exception as error:
-            if is_sticky(error):
-                raise
-            log.exception("a batch of %d failed", len(cells))
-            if len(cells) == 1:
-                return [(cells, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")]
-        middle = math.ceil(len(cells) / 2)
-        return self._start(engine, cells[:middle]) + self._start(engine, cells[middle:])
+    def _start(self, engine: Engine, cells: list[Cell]) -> Started:
+        return start(engine, cells, self._on_step, self.settings.on_oom)
 
     def _on_step(self, done: int, total: int) -> None:
         self.reporter.send(Step(done, total))
         self.stop.at_step(done, total, time.monotonic())
-
-
-class OpenShards:
-    """Claimed shards and what is still to be committed of each. Used by the worker's thread and the writer's."""
-
-    def __init__(self) -> None:
-        self._left: dict[int, set[str]] = {}
-        self._lock = threading.Lock()
-
-    def begin(self, shard: int, image_ids: Sequence[str]) -> None:
-        """The cells a shard needs, at least one."""
-        with self._lock:
-            self._left[shard] = set(image_ids)
-
-    def close(self, image_ids: Sequence[str]) -> list[int]:
-        """These are committed; returns the shards that need nothing more."""
-        with self._lock:
-            for left in self._left.values():
-                left.difference_update(image_ids)
-            finished = [shard for shard, left in self._left.items() if not left]
-            for shard in finished:
-                del self._left[shard]
-        return finished
-
-    def forget(self, shard: int) -> None:
-        """The shard is another worker's now."""
-        with self._lock:
-            self._left.pop(shard, None)
-
-    def shards(self) -> list[int]:
-        """Shards that are not finished."""
-        with self._lock:
-            return list(self._left)
-
-
-@dataclass
-class _Waiting:
-    """A batch whose denoising is done and whose decoding overlaps the next."""
-
-    place: tuple[int, int]
-    """Shard and block."""
-    started: list[tuple[list[Cell], PendingBatch | str]]
-    attempts: int
-    done: set[str]
-    """Ids that were committed before: cells that are denoised again only to keep the batch whole."""
-    is_last: bool
-    """Whether its block is complete with it."""
-
-    def outcomes(self) -> list[Outcome]:
-        """Decode."""
-        found: list[Outcome] = []
-        for cells, pending in self.started:
-            if isinstance(pending, str):
-                found += [Failure(cell, pending) for cell in cells]
-                continue
-            try:
-                found += pending.finish()
-            except CellError as error:
-                found += [Failure(cell, str(error)) for cell in cells]
-        return found
-
-
-def shard_done(folder: SweepFolder, shard: int) -> set[str]:
-    """Ids of the shard's cells that are committed and whose images are there."""
-    done: set[str] = set()
-    for part in folder.shard_parts(shard):
-        try:
-            keys = check_keys(part)
-        except (pa.ArrowException, OSError):
-            continue
-        there = keys.rows["status"] == STATUSES.index(OK)
-        count = len(keys)
-        there[list(find_lost(folder, [keys], np.zeros(count, np.int32), np.arange(count, dtype=np.int32)))] = False
-        done.update(texts_of(keys.ids[there]))
-    return done
-
-
-def is_sticky(error: Exception) -> bool:
-    """Whether a CUDA context is broken for good: only a new process helps."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from sdbatch.errors import ConfigError, FolderError
 from sdbatch.results.folder import SweepFolder
+from sdbatch.run.device import Place
 from sdbatch.run.message import Reporter
 from sdbatch.run.stop import Stop
-from sdbatch.run.worker import Place, Worker
+from sdbatch.run.worker import Worker
 from sdbatch.verbs.words import read_words
 
 ORPHAN_GRACE_S = 15.0

@@ -22,12 +22,13 @@ from sdbatch.results.schema import SCHEMA, VOLATILE
 from sdbatch.results.verify import verify
 from sdbatch.run.batch import block_cells, cut_blocks
 from sdbatch.run.claim import Claims
+from sdbatch.run.device import Place
 from sdbatch.run.message import Reporter
 from sdbatch.run.prepare import prepare
 from sdbatch.run.progress import iter_failures, measure
 from sdbatch.run.roster import clear
 from sdbatch.run.settle import settle, take_up
-from sdbatch.run.worker import Place, Worker
+from sdbatch.run.worker import Worker
 from tests.conftest import BASE
 from tests.results.samples import make_cell
 
