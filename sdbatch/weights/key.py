@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,22 +14,24 @@ class Keys:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
+        plain = [name.replace("\n", "?") for name in names]
         # One text, one search per pattern: thousands of names cost microseconds.
-        self._text = "\n" + "\n".join(name.replace("\n", "?") for name in names) + "\n"
+        self._text = "\n".join(plain) + "\n"
+        # How names begin, their order tells without a search.
+        self._sorted = sorted(plain)
 
     def has(self, pattern: str) -> bool:
         """Whether some name matches the pattern."""
-        return to_text_pattern(pattern) in self._text
+        if not pattern.startswith("^"):
+            return (pattern[:-1] + "\n" if pattern.endswith("$") else pattern) in self._text
+        start = pattern[1:].removesuffix("$")
+        place = bisect_left(self._sorted, start)
+        first = self._sorted[place] if place < len(self._sorted) else ""
+        return first == start if pattern.endswith("$") else first.startswith(start)
 
     def has_any(self, patterns: Iterable[str]) -> bool:
         """Whether some name matches one of the patterns."""
         return any(self.has(pattern) for pattern in patterns)
-
-
-def to_text_pattern(pattern: str) -> str:
-    """A pattern as the text between line ends that it stands for."""
-    text = pattern.replace("^", "\n", 1) if pattern.startswith("^") else pattern
-    return text[:-1] + "\n" if text.endswith("$") else text
 
 
 @dataclass(frozen=True, slots=True)

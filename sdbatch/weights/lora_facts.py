@@ -25,22 +25,27 @@ _ROLES = frozenset(
 )
 """The last word of a tensor's name, `.weight` and `.default` aside: what it is to its module."""
 
+_ENCODERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("lora_te2_", "text_encoder_2_", "te2_", "clip_g_"), "text_encoder_2"),
+    (("lora_te3_", "text_encoder_3_", "t5xxl_"), "text_encoder_3"),
+    (("lora_te_", "lora_te1_", "text_encoder_", "te_", "te1_", "clip_l_", "lora_prior_te_"), "text_encoder"),
+)
+"""How the name of a text encoder's module begins, with `_` for `.`; the first that matches."""
+
 _BLOCKS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"^(?:lora_te2|text_encoder_2|te2|clip_g)_"), "text_encoder_2"),
-    (re.compile(r"^(?:lora_te3|text_encoder_3|t5xxl)_"), "text_encoder_3"),
-    (re.compile(r"^(?:lora_te1?|text_encoder|te1?|clip_l|lora_prior_te)_"), "text_encoder"),
-    (re.compile(r"(?<![a-z])down_blocks_(\d+)"), "down_{}"),
-    (re.compile(r"(?<![a-z])(?:mid_block|middle_block)"), "mid"),
-    (re.compile(r"(?<![a-z])up_blocks_(\d+)"), "up_{}"),
-    (re.compile(r"(?<![a-z])input_blocks_(\d+)"), "in_{}"),
-    (re.compile(r"(?<![a-z])output_blocks_(\d+)"), "out_{}"),
-    (re.compile(r"(?<![a-z])double_blocks_(\d+)"), "double_{}"),
-    (re.compile(r"(?<![a-z])single_blocks_(\d+)"), "single_{}"),
+    # A look back that follows the words lets the search jump to them.
+    (re.compile(r"down_blocks_(?<![a-z]down_blocks_)(\d+)"), "down_{}"),
+    (re.compile(r"mid(?:_block|dle_block)(?<![a-z]mid_block)(?<![a-z]middle_block)"), "mid"),
+    (re.compile(r"up_blocks_(?<![a-z]up_blocks_)(\d+)"), "up_{}"),
+    (re.compile(r"input_blocks_(?<![a-z]input_blocks_)(\d+)"), "in_{}"),
+    (re.compile(r"output_blocks_(?<![a-z]output_blocks_)(\d+)"), "out_{}"),
+    (re.compile(r"double_blocks_(?<![a-z]double_blocks_)(\d+)"), "double_{}"),
+    (re.compile(r"single_blocks_(?<![a-z]single_blocks_)(\d+)"), "single_{}"),
     (re.compile(r"single_transformer_blocks_(\d+)"), "single_{}"),
     (re.compile(r"joint_blocks_(\d+)"), "joint_{}"),
     (re.compile(r"^(?:lora_unet_|lora_transformer_|transformer_|diffusion_model_)?transformer_blocks_(\d+)"), "double_{}"),
 )
-"""Where a module sits, by its name with `_` for `.`; the first that matches."""
+"""Where any other module sits; the first that matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,10 @@ class _Module:
     alpha_key: str | None = None
 
     def shape(self, *roles: str) -> tuple[int, ...] | None:
-        return next((self.tensors[role].shape for role in roles if role in self.tensors), None)
+        for role in roles:
+            if role in self.tensors:
+                return self.tensors[role].shape
+        return None
 
 
 def read_lora_facts(header: Header, keys: Keys) -> LoraFacts:
@@ -191,6 +199,9 @@ def _find_transformer_width(blocks: Mapping[str, list[_Module]]) -> int | None:
 
 
 def _to_block(name: str) -> str:
+    for beginnings, block in _ENCODERS:
+        if name.startswith(beginnings):
+            return block
     for pattern, block in _BLOCKS:
         if match := pattern.search(name):
             return block.format(*match.groups())
