@@ -10,7 +10,7 @@ from typing import Any
 from sdbatch.cell import SINGLE_PARTS, Recipe
 from sdbatch.errors import Fault, SdbatchError
 from sdbatch.families import FAMILIES
-from sdbatch.merge.table import find_fault
+from sdbatch.plan.merge_rule import merge_faults
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.fit import describe, find_mismatch
 from sdbatch.weights.identity import Identity
@@ -42,8 +42,8 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
         return
     yield from _missing_parts(recipe, base, catalog, index)
     yield from _idle_parts(recipe)
-    if recipe.merge and (found := find_fault(recipe.merge)):
-        yield Fault(f"checkpoint.merge.{found[0]}", found[1])
+    if recipe.merge is not None:
+        yield from merge_faults(recipe, recipe.merge)
     for key, group, file in recipe.parts():
         try:
             message = find_mismatch(index.identify(Path(file.path)), group, base)

@@ -112,3 +112,19 @@ def test_every_misfit_of_a_plan_comes_at_once(workspace: Path) -> None:
     for key in ("lora.xl:", "embedding.xl_word:", "controlnet.xl_edges:", "vae:", "text_encoder:"):
         assert f"\n  {key}" in text
     assert text.startswith("5 faults")
+
+
+def test_what_cannot_be_merged_is_told_before_it_is_opened(workspace: Path) -> None:
+    write_base(workspace, "good", dialects.sd1())
+    write_base(workspace, "twin", dialects.sd1())
+    write_base(workspace, "inpainting", dialects.sd1(9))
+    deeper = {"model.diffusion_model.input_blocks.9.1.norm.weight": (320,), "model.diffusion_model.time_embed.0.weight": (64, 64)}
+    write_base(workspace, "deeper", {**dialects.sd1(), **deeper})
+    prepare(read_arguments(["model=sd1", "checkpoint=good", "checkpoint.merge.b=twin"]))
+    prepare(read_arguments(["model=sd1", "checkpoint=inpainting", "checkpoint.merge.b=good"]))
+    said = faults_of("-m", "model=sd1", "checkpoint=good", "checkpoint.merge.b=deeper,inpainting", "checkpoint.ema=true")
+    assert "checkpoint.merge.b: deeper cannot be merged with good: " in said
+    assert (
+        "checkpoint.merge.b: inpainting cannot be merged with good: 1 tensors differ (model.diffusion_model.input_blocks.0.0.weight" in said
+    )
+    assert "checkpoint.ema: averaged weights cannot be merged. Set checkpoint.ema=false." in said
