@@ -21,9 +21,9 @@ from pathlib import Path
 from sdbatch.errors import FolderError
 
 TEMPORARY = ".tmp-"
-"""Prefix of every temporary file of ours; the full form is `.tmp-<host>-<pid>-<start>-<serial>-<name>`."""
+"""Prefix of every temporary file of ours; the full form is `.tmp-<machine>-<pid>-<start>-<serial>-<name>`."""
 
-_OWNED = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_.]*)-(?P<pid>\d+)-(?P<start>\d+)-\d+-.+")
+_OWNED = re.compile(r"\.tmp-(?P<machine>[A-Za-z0-9_.]*)-(?P<pid>\d+)-(?P<start>\d+)-\d+-.+")
 _serial = itertools.count()
 
 FEW_FILES = 32
@@ -68,7 +68,8 @@ def _shortage(path: Path) -> str:
 
 def temporary_name(name: str) -> str:
     """A name for a temporary file of this process that will be called `name`."""
-    return f"{TEMPORARY}{_owner(os.getpid())}-{next(_serial)}-{name}"
+    own = Process.own()
+    return f"{TEMPORARY}{own.machine.replace('/', '.')}-{own.pid}-{own.start}-{next(_serial)}-{name}"
 
 
 def write_temporary(final: Path, data: bytes) -> Path:
@@ -152,12 +153,19 @@ def explained(asked: str, path: Path) -> Generator[None]:
         raise folder_error(asked, path, error) from error
 
 
+def owner_of(name: str) -> Process | None:
+    """The process that writes, or wrote, a temporary file; None for a file that is not ours."""
+    found = _OWNED.fullmatch(name)
+    if found is None:
+        return None
+    host, *rest = found["machine"].rsplit(".", 2)
+    return Process("/".join([host, *rest]), int(found["pid"]), found["start"])
+
+
 def is_stray(name: str) -> bool:
     """Whether this is a temporary file of ours whose owner is gone. One of another machine counts as alive."""
-    found = _OWNED.fullmatch(name)
-    if found is None or found["host"] != _host():
-        return False
-    return not is_alive(int(found["pid"]), found["start"])
+    owner = owner_of(name)
+    return owner is not None and owner.is_here and not owner.is_alive
 
 
 def is_alive(pid: int, start: str = "0") -> bool:
@@ -181,11 +189,6 @@ def start_of(pid: int) -> str:
 
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())
-
-
-@cache
-def _owner(pid: int) -> str:
-    return f"{_host()}-{pid}-{start_of(pid)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import FolderError
-from sdbatch.results.disk import TEMPORARY, explained, folder_error, is_stray, publish, sync_folders, write_file, write_temporary
+from sdbatch.results.disk import (
+    TEMPORARY,
+    explained,
+    folder_error,
+    publish,
+    sync_folders,
+    write_file,
+    write_temporary,
+)
 from sdbatch.results.lock import LOCK, holding
 
 FLAT_LIMIT = 10_000
@@ -218,16 +226,6 @@ class SweepFolder:
         """
         with holding(self.path / LOCK):
             yield
-
-    def remove_strays(self) -> int:
-        """Remove the temporary files that dead processes of ours left, and return how many. Foreign files stay."""
-        tops = (self.rows, self.images, self.blocks, self.settled)
-        walks = (walk for top in tops for walk in os.walk(top))  # a million names: Path.rglob is ten times as slow
-        found = [Path(above, name) for above, _, names in walks for name in names if name.startswith(TEMPORARY)]
-        strays = [path for path in [*self.path.glob(f"{TEMPORARY}*"), *found] if is_stray(path.name)]
-        for path in strays:
-            path.unlink(missing_ok=True)
-        return len(strays)
 
     def set_aside(self, files: Sequence[Path]) -> list[Path]:
         """Move damaged files into `damaged/`, where a user can look at them, and return where they are now.

@@ -26,6 +26,7 @@ from sdbatch.results.ids import Ids, ids_of_text
 from sdbatch.results.keys import read_keys
 from sdbatch.results.reader import Committed, committed, damage_of
 from sdbatch.results.schema import OK, STATUSES
+from sdbatch.results.stray import remove_strays
 
 MERGED_ROWS = 20_000
 """Most rows of a merged part: a few dozen megabytes in memory."""
@@ -34,10 +35,10 @@ MERGED_ROWS = 20_000
 def recover(folder: SweepFolder, retry_faulty: bool = False) -> Committed:
     """Put in order what a crash or a user left behind, and return what is committed now: the start of every resume.
 
-    Removes temporary files of dead processes, puts unreadable parts aside, and takes back the rows of images that are
+    Removes temporary files of this machine's dead processes, puts unreadable parts aside, and takes back the rows of images that are
     gone or cut short; of faulty ones too with `retry_faulty`. What is then in neither `done` nor `faulty` is to be made.
     """
-    folder.remove_strays()
+    remove_strays(folder)
     found = committed(folder)
     for part in found.unreadable:
         if damage_of(part) is None:

@@ -17,9 +17,13 @@ from sdbatch.results.block import ImageReader, container_of, size_if_whole
 from sdbatch.results.disk import TEMPORARY
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import damage_of, iter_rows
+from sdbatch.results.stray import list_temporary
 from sdbatch.results.upkeep import drop_rows
 
-_COLUMNS = ("image_id", "image", "image_bytes", "image_offset", "image_sha256", "width", "height")
+_SIZE = ("image_width", "image_height")
+_DENOISED = ("width", "height")
+"""Their size, as rows of before there were upscalers have it."""
+_COLUMNS = ("image_id", "image", "image_bytes", "image_offset", "image_sha256", *_SIZE, *_DENOISED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Report:
     """Parts that cannot be read, with the reason."""
     orphans: tuple[str, ...] = ()
     """PNGs, and blocks of them, that no row knows: left by a crash, made over when their cells are run again."""
+    temporary: tuple[str, ...] = ()
+    """Files in the making: of workers that live, or left by the dead."""
     foreign: tuple[str, ...] = ()
     """Other files in the folders of images, blocks and rows; never touched."""
 
@@ -50,6 +56,8 @@ class Report:
         lines += [f"  corrupt: {path}: {reason}" for path, reason in self.corrupt.values()]
         lines += [f"  unreadable rows: {path.name}: {reason}" for path, reason in self.unreadable.items()]
         lines += [f"  not in any row: {path}" for path in self.orphans]
+        if self.temporary:
+            lines.append(f"  in the making, or left by dead workers: {len(self.temporary)} files, such as {self.temporary[0]}")
         lines += [f"  not ours: {path}" for path in self.foreign]
         return "\n".join(lines)
 
@@ -79,7 +87,8 @@ def verify(folder: SweepFolder, full: bool = False) -> Report:
             elif reason:
                 corrupt[image_id] = (image, reason)
     orphans, foreign = _unknown(folder, known)
-    return Report(checked, missing, corrupt, unreadable, orphans, foreign)
+    temporary = tuple(sorted(path.relative_to(folder.path).as_posix() for path in list_temporary(folder)))
+    return Report(checked, missing, corrupt, unreadable, orphans, temporary, foreign)
 
 
 def repair(folder: SweepFolder, report: Report) -> int:
@@ -144,7 +153,8 @@ class _Check:
             return str(error.strerror)
         if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
             return "its SHA-256 is not the one of its row"
-        return _picture_fault(data, (row["width"], row["height"]))
+        width, height = (row[name] or row[before] for name, before in zip(_SIZE, _DENOISED, strict=True))
+        return _picture_fault(data, (width, height))
 
 
 def _size_fault(file: Path, size: int) -> str | None:

@@ -15,6 +15,7 @@ from sdbatch.errors import ConfigError, FolderError
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
+from sdbatch.results.stray import list_temporary, remove_abandoned
 from sdbatch.results.upkeep import merge_parts
 from sdbatch.run import roster
 from sdbatch.run.device import find_places
@@ -146,7 +147,9 @@ def _submit(folder: SweepFolder, settings: Settings, launcher: SlurmLauncher | R
 
 def close(folder: SweepFolder, settings: Settings, before: int, tally: Tally) -> Outcome:
     """Put the folder of a run that ended in order, unless others are busy with it. Only while its lock is held."""
+    temporary = list_temporary(folder)
     if not tally.signal_number and not roster.watch_alive(folder.claims):
+        remove_abandoned(temporary, ())
         roster.remove(folder.claims)
         if len(folder.parts()) in MERGED_PARTS:
             merge_parts(folder)

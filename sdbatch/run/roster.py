@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sdbatch.errors import FolderError
 from sdbatch.results.disk import explained, write_file
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.stray import list_temporary, remove_abandoned
 from sdbatch.run.claim import FINISHED, HEARTBEAT_S, claim_path, names_in
 from sdbatch.run.lease import Owner, Signature, signature_of
 
@@ -30,24 +34,44 @@ def drop_dead(folder: Path) -> list[int]:
     return dropped
 
 
-def watch_alive(folder: Path, watch_s: float = 2 * HEARTBEAT_S, pause: Callable[[float], None] = time.sleep) -> list[str]:
-    """Workers that are alive: at once for this machine, by their heartbeats within `watch_s` for others."""
-    alive: dict[str, None] = {}
-    unknown: list[tuple[Path, Signature, str]] = []
+def watch_alive(folder: Path, watch_s: float = 2 * HEARTBEAT_S, pause: Callable[[float], None] = time.sleep) -> list[Owner]:
+    """Workers that are alive, each once: at once for this machine, by their heartbeats within `watch_s` for others."""
+    alive: dict[Owner, None] = {}
+    unknown: list[tuple[Path, Signature, Owner]] = []
     for shard, owner in iter_owners(folder):
         path = claim_path(folder, shard)
         if owner.is_elsewhere:
             with suppress(FileNotFoundError):
-                unknown.append((path, signature_of(path.stat()), owner.worker))
+                unknown.append((path, signature_of(path.stat()), owner))
         elif not owner.is_dead:
-            alive[owner.worker] = None
+            alive[owner] = None
     if unknown:
         pause(watch_s)
-    for path, signature, worker in unknown:
+    for path, signature, owner in unknown:
         with suppress(FileNotFoundError):
             if signature_of(path.stat()) != signature:
-                alive[worker] = None
+                alive[owner] = None
     return list(alive)
+
+
+def tell_and_wait(seconds: float) -> None:
+    """The pause of `watch_alive`, for a verb that somebody waits for."""
+    sys.stderr.write(f"watching for {seconds:.0f} s whether workers on other machines are alive\n")
+    time.sleep(seconds)
+
+
+@contextmanager
+def alone(folder: SweepFolder) -> Generator[int]:
+    """Hold the folder's lock, nobody at work, and rid of what dead workers of any machine left in the making: so many files.
+
+    Raises: FolderError when workers are busy with the sweep, or another process holds the lock.
+    """
+    with folder.lock():
+        temporary = list_temporary(folder)
+        if busy := watch_alive(folder.claims, pause=tell_and_wait):
+            count = "1 worker is" if len(busy) == 1 else f"{len(busy)} workers are"
+            raise FolderError(f"{folder.path}: {count} busy with it. Wait for them, or stop them: sdbatch stop {folder.path}")
+        yield remove_abandoned(temporary, ())
 
 
 def clear(folder: Path, finished: Sequence[int] = ()) -> None:

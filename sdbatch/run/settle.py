@@ -19,6 +19,7 @@ from sdbatch.plan.store import PlanFile, write_plan
 from sdbatch.results.disk import write_file
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Committed, committed
+from sdbatch.results.stray import list_temporary, remove_abandoned
 from sdbatch.results.upkeep import recover
 from sdbatch.run import roster
 from sdbatch.run.prepare import Job
@@ -34,17 +35,15 @@ BEGAN = "began"
 
 def take_up(folder: SweepFolder) -> Committed:
     """What is committed; put in order, and with faulty cells to be tried again, unless workers are busy with it."""
-    others = roster.watch_alive(folder.claims, pause=_watch) if folder.claims.is_dir() else []
+    temporary = list_temporary(folder)
+    others = roster.watch_alive(folder.claims, pause=roster.tell_and_wait)
+    if all(owner.process for owner in others):  # else a living one is not known by its number
+        remove_abandoned(temporary, [owner.process for owner in others if owner.process])
     if others:
         sys.stderr.write(f"{folder.path}: {len(others)} workers are busy with it already; this joins them.\n")
         return committed(folder)
     roster.remove(folder.claims)
     return recover(folder, retry_faulty=True)
-
-
-def _watch(seconds: float) -> None:
-    sys.stderr.write(f"watching for {seconds:.0f} s whether workers on other machines are alive\n")
-    time.sleep(seconds)
 
 
 def settle(folder: SweepFolder, job: Job, state: Committed) -> None:

@@ -16,16 +16,11 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"mb={words['mb']}: give the most megabytes of a block of images, such as mb=256.")
     from sdbatch.results.compact import compact
     from sdbatch.results.folder import SweepFolder
-    from sdbatch.run.roster import watch_alive
+    from sdbatch.run.roster import alone
 
     folder = SweepFolder(words["OUT"])
     if not folder.is_sweep:
         raise FolderError(f"{words['OUT']}: there is no sweep here. Give the folder of a sweep, such as outputs/NAME.")
-    with folder.lock():
-        if busy := watch_alive(folder.claims):
-            raise FolderError(
-                f"{folder.path}: {len(busy)} workers are busy with it. Wait for them, or stop them: sdbatch stop {folder.path}"
-            )
-        folder.remove_strays()
+    with alone(folder):
         sys.stdout.write(f"{compact(folder, int(words['mb']))}\n")
     return 0

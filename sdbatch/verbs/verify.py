@@ -14,18 +14,24 @@ def main(arguments: Sequence[str]) -> int:
     words = read_words("verify", arguments, ("OUT",), {"full": "false", "repair": "false"})
     from sdbatch.results.folder import SweepFolder
     from sdbatch.results.verify import repair, verify
+    from sdbatch.run.roster import alone
 
     folder = SweepFolder(words["OUT"])
     if not folder.is_sweep:
         raise FolderError(f"{words['OUT']}: there is no sweep here. Give the folder of a sweep, such as outputs/NAME.")
-    report = verify(folder, full=words["full"] == "true")
-    sys.stdout.write(f"{report}\n")
-    if report.is_sound:
-        return 0
+    full = words["full"] == "true"
     if words["repair"] == "true":
-        with folder.lock():
+        with alone(folder) as removed:
+            report = verify(folder, full)
+            sys.stdout.write(f"{report}\n" + (f"{removed} temporary files of dead workers were removed\n" if removed else ""))
+            if report.is_sound:
+                return 0
             count = repair(folder, report)
         sys.stdout.write(f"{count} images were taken back. Make them again: sdbatch resume {folder.path}\n")
-    else:
-        sys.stdout.write(f"Take back what does not hold: sdbatch verify {folder.path} full={words['full']} repair=true\n")
-    return 1
+        return 1
+    report = verify(folder, full)
+    sys.stdout.write(f"{report}\n")
+    if report.temporary or not report.is_sound:
+        what = "Remove what dead workers left" if report.is_sound else "Take back what does not hold"
+        sys.stdout.write(f"{what}: sdbatch verify {folder.path} full={words['full']} repair=true\n")
+    return 0 if report.is_sound else 1

@@ -15,7 +15,7 @@ import pytest
 
 from sdbatch.results.disk import TEMPORARY
 from sdbatch.results.folder import SweepFolder
-from sdbatch.run import settle
+from sdbatch.run import roster
 from sdbatch.run.launch import resume
 from sdbatch.run.outcome import Outcome
 from tests.faults.conftest import SEEDS, SLOW
@@ -71,7 +71,7 @@ def test_a_full_cache_or_temporary_folder_costs_no_image(tmp_path: Path, clean: 
 @pytest.fixture
 def resume_unwatched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Ended]:
     """`sdbatch resume` without its look of half a minute for workers elsewhere: a claim that was cut names no owner."""
-    monkeypatch.setattr(settle, "_watch", int)
+    monkeypatch.setattr(roster, "tell_and_wait", int)
 
     def do(folder: Path) -> Ended:
         outcome = resume(folder)

@@ -13,6 +13,7 @@ from sdbatch.results.block import PACKINGS, ImageReader
 from sdbatch.results.compact import compact
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import committed, load_rows
+from sdbatch.results.stray import remove_strays
 from sdbatch.results.verify import verify
 from sdbatch.results.writer import BlockWriter, Failure, Output
 from tests.results.samples import ORIGIN, make_cell, make_picture
@@ -95,7 +96,7 @@ def test_killed_at_any_step_it_ends_the_same_the_next_time(
                 compact(folder)
             except Killed:
                 assert content(folder) == before
-    folder.remove_strays()
+    remove_strays(folder)
     compact(folder)
     assert content(folder) == before and len(folder.parts()) == 1 and verify(folder, full=True).is_sound
     assert len(folder.block_files()) == (0 if form == "files" else 1)

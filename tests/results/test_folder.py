@@ -12,6 +12,7 @@ import pytest
 from sdbatch.errors import FolderError
 from sdbatch.results import disk
 from sdbatch.results.folder import FLAT_LIMIT, GROUP_SHARDS, LATER, SweepFolder
+from sdbatch.results.stray import remove_strays
 
 IMAGE_ID = "0123456789abcdef0123456789abcdef"
 
@@ -144,7 +145,7 @@ def test_strays_of_the_dead_are_removed_and_nothing_else(folder: SweepFolder) ->
     foreign = folder.rows / ".tmp-mine"
     for path in (*strays, elsewhere, foreign, reused):
         path.touch()
-    assert folder.remove_strays() == 101
+    assert remove_strays(folder) == 101
     assert alive.exists() and elsewhere.exists() and foreign.exists() and not reused.exists()
     assert not any(path.exists() for path in strays)
 
