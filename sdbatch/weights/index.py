@@ -16,6 +16,7 @@ from sdbatch.weights.identify import identify
 from sdbatch.weights.identity import Identity
 from sdbatch.weights.kinds import KINDS
 from sdbatch.weights.record import RECORD_VERSION, from_record, to_record
+from sdbatch.weights.spread import map_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,18 @@ class Index:
 
     def list_catalog(self, catalog: Catalog, groups: Iterable[str] | None = None) -> Iterator[Listed]:
         """Every option of these groups (all of them when None) and what it is; a file that is damaged says so."""
-        for group in groups if groups is not None else (kind.group for kind in KINDS):
-            for name, path in catalog.options(group).items():
-                try:
-                    yield Listed(group, name, path, self.identify(path))
-                except WeightFileError as fault:
-                    yield Listed(group, name, path, None, str(fault))
+        asked = groups if groups is not None else [kind.group for kind in KINDS]
+        options = [(group, name, path) for group in asked for name, path in catalog.options(group).items()]
+        found = map_files(self._try, [path for _, _, path in options])
+        for (group, name, path), identity in zip(options, found, strict=True):
+            fault = str(identity) if isinstance(identity, WeightFileError) else None
+            yield Listed(group, name, path, identity if isinstance(identity, Identity) else None, fault)
+
+    def _try(self, path: Path) -> Identity | WeightFileError:
+        try:
+            return self.identify(path)
+        except WeightFileError as fault:
+            return fault
 
     def _recall(self, state: FileState, path: Path) -> Identity | None:
         record = self.cache.load(state)
