@@ -29,9 +29,11 @@ FLOORS = {
     "hub": 1,
     "weights": 1,
     "families": 1,
+    "naming": 1,
     "results": 1,
     "cell": 0,
     "errors": 0,
+    "importing": 0,
     "__init__": 0,
 }
 """Floor of each part; a part imports from its own floor and below."""

@@ -15,22 +15,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
 from torch import Tensor, nn
 
 from sdbatch.adapters.canny import draw_edges
 from sdbatch.adapters.module import build_module
+from sdbatch.adapters.piece import read_component
 from sdbatch.adapters.read import Tensors, read_json, read_tensors
+from sdbatch.adapters.window import weights_at
 from sdbatch.cell import Control, WeightFile
 from sdbatch.errors import CellError, ConfigError, WeightFileError, did_you_mean
+from sdbatch.naming import names_of
 
 PREPROCESSORS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
     "none": lambda pixels: pixels,
     "canny": draw_edges,
 }
 """What may be done to a picture before a ControlNet sees it."""
+
+_PREFIX = "control_model."
+"""What the names of an original file begin with, where it holds more than the ControlNet."""
 
 _SHARED_SETTINGS = (
     "in_channels",
@@ -70,7 +75,7 @@ def load_controlnet(file: WeightFile, config_folder: Path, unet_config: Mapping[
     """
     state = _read_state(file)
     config = _find_config(file, config_folder) or _config_from_unet(unet_config, state)
-    converted: Tensors = convert_controlnet_checkpoint(dict(state), config)
+    converted = read_component(state, names_of("controlnet", state))
     if "controlnet_mid_block.weight" not in converted:
         raise WeightFileError(f"controlnet.{file.name}: it is no ControlNet; it holds {', '.join(list(state)[:3])}, ...")
     width = next((tensor.shape[-1] for key, tensor in converted.items() if key.endswith("attn2.to_k.weight")), None)
@@ -85,7 +90,8 @@ def load_controlnet(file: WeightFile, config_folder: Path, unet_config: Mapping[
 def _read_state(file: WeightFile) -> Tensors:
     path = Path(file.path)
     if not path.is_dir():
-        return read_tensors(file).tensors
+        tensors = read_tensors(file).tensors
+        return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)} or tensors
     for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
         if (path / name).is_file():
             return read_tensors(WeightFile(file.name, str(path / name), file.sha256)).tensors
@@ -126,10 +132,7 @@ class ControlNetBatch:
 
     def scales(self, step: int, steps: int) -> tuple[float, ...]:
         """The weight of each image at a step: 0 outside its window."""
-        return tuple(
-            weight if step / steps >= start and (step + 1) / steps <= end else 0.0
-            for weight, (start, end) in zip(self.weights, self.windows, strict=True)
-        )
+        return weights_at((step, steps), self.weights, self.windows)
 
 
 def add_controls(

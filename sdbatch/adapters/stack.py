@@ -19,10 +19,10 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from sdbatch.adapters.delta import Delta, Dense, InputScale, Kronecker, LowRank, OutputScale, Term
-from sdbatch.adapters.names import find_blocks
 from sdbatch.adapters.shapes import shapes_of
 from sdbatch.cell import Strength
 from sdbatch.families.lora_blocks import block_names, read_lora_blocks
+from sdbatch.naming.block import find_blocks
 
 Layout = tuple[int, ...]
 """The adapter of each row of a hook's tensors."""

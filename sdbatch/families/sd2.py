@@ -9,7 +9,7 @@ SD2 = Family(
     name="sd2",
     title="Stable Diffusion 2.x",
     components=(
-        Component("unet", "diffusers", "UNet2DConditionModel", ("model.diffusion_model.", "unet.", "")),
+        Component("unet", "diffusers", "UNet2DConditionModel", ("model.diffusion_model.", "diffusion_model.", "unet.", "")),
         Component("vae", "diffusers", "AutoencoderKL", ("first_stage_model.", "vae.")),
         Component("text_encoder", "transformers", "CLIPTextModel", ("cond_stage_model.model.", "cond_stage_model.transformer.")),
     ),

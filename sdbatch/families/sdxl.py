@@ -9,7 +9,7 @@ SDXL = Family(
     name="sdxl",
     title="SDXL",
     components=(
-        Component("unet", "diffusers", "UNet2DConditionModel", ("model.diffusion_model.", "unet.", "")),
+        Component("unet", "diffusers", "UNet2DConditionModel", ("model.diffusion_model.", "diffusion_model.", "unet.", "")),
         Component("vae", "diffusers", "AutoencoderKL", ("first_stage_model.", "vae.")),
         Component("text_encoder", "transformers", "CLIPTextModel", ("conditioner.embedders.0.transformer.",)),
         # The refiner has this one alone, in the first place.
@@ -17,7 +17,7 @@ SDXL = Family(
             "text_encoder_2",
             "transformers",
             "CLIPTextModelWithProjection",
-            ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
+            ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "text_encoders.clip_g.transformer."),
         ),
     ),
     # A1111 and ComfyUI take the last layer but one unless a deeper one is asked for.

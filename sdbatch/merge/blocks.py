@@ -7,10 +7,10 @@ ratio of everything outside of the blocks. A preset is a curve over the blocks, 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from sdbatch.errors import ConfigError, did_you_mean
+from sdbatch.naming.block import find_blocks
 
 CLASSIC = 25
 """Blocks of an SD 1.x UNet, for which the presets were drawn."""
@@ -124,8 +124,8 @@ class Blocks:
     """
 
     def __init__(self, weights: Sequence[float], base: float, names: Iterable[str]) -> None:
-        self._size = _unet_shape(names)
-        count = 2 * self._inputs + 1
+        self._places = _find_places(names)
+        count = 1 + max(self._places.values())
         self.base = base
         if len(weights) in (count + 1, CLASSIC + 1):
             self.base, weights = weights[0], weights[1:]
@@ -136,51 +136,24 @@ class Blocks:
             )
         self.weights = [_sample(weights, index / (count - 1)) for index in range(count)] if len(weights) != count else list(weights)
 
-    @property
-    def _inputs(self) -> int:
-        layers, blocks = self._size
-        return blocks * (layers + 1)
-
     def ratio(self, name: str) -> float:
         """The ratio of a tensor by its common name."""
-        place = find_block(name, *self._size)
+        place = self._places.get(name)
         return self.base if place is None else self.weights[place]
 
 
-def find_block(name: str, layers: int, blocks: int) -> int | None:
-    """The number of the block a tensor lies in, IN00 being 0; None for what lies in none.
-
-    `layers`: residual layers per down block; `blocks`: down blocks.
-    """
-    inputs = blocks * (layers + 1)
-    match name.split("."):
-        case ["unet", "conv_in", *_]:
-            return 0
-        case ["unet", "conv_norm_out" | "conv_out", *_]:
-            return 2 * inputs  # with the last block, as in the mergers for A1111
-        case ["unet", "down_blocks", block, "downsamplers", *_]:
-            return (int(block) + 1) * (layers + 1)
-        case ["unet", "down_blocks", block, _, layer, *_]:
-            return 1 + int(block) * (layers + 1) + int(layer)
-        case ["unet", "mid_block", *_]:
-            return inputs
-        case ["unet", "up_blocks", block, "upsamplers", *_]:
-            return inputs + 1 + int(block) * (layers + 1) + layers
-        case ["unet", "up_blocks", block, _, layer, *_]:
-            return inputs + 1 + int(block) * (layers + 1) + int(layer)
-        case _:
-            return None
-
-
-_RESNET = re.compile(r"unet\.down_blocks\.(\d+)\.resnets\.(\d+)\.")
-
-
-def _unet_shape(names: Iterable[str]) -> tuple[int, int]:
-    """(layers per block, blocks) of the UNet among the names."""
-    found = [match for name in names if (match := _RESNET.match(name))]
-    if not found:
+def _find_places(names: Iterable[str]) -> dict[str, int]:
+    """Tensor of the UNet -> the number of the block it lies in, IN00 being 0; none for those outside of all blocks."""
+    unet = [name.removeprefix("unet.") for name in names if name.startswith("unet.")]
+    labels = find_blocks(unet)
+    inputs = len({label for label in labels.values() if label.startswith("IN")})
+    if not inputs:
         raise ConfigError("block weights: this model has no UNet, so it has no such blocks. Leave them out.")
-    return 1 + max(int(match[2]) for match in found), 1 + max(int(match[1]) for match in found)
+    start = {"IN": 0, "M": inputs, "OUT": inputs + 1}
+    found = {name: start[label.rstrip("0123456789")] + int(label[-2:]) for name, label in labels.items()}
+    # The last layers go with the last block, as in the mergers for A1111.
+    found |= {name: 2 * inputs for name in unet if name.startswith(("conv_norm_out", "conv_out"))}
+    return {f"unet.{name}": place for name, place in found.items()}
 
 
 def _sample(weights: Sequence[float], place: float) -> float:

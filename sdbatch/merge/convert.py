@@ -17,10 +17,11 @@ from sdbatch.merge.folder import write_folder
 from sdbatch.merge.layout import SINGLE, TRAINING_PREFIXES, entries_of, extras_of, like_source
 from sdbatch.merge.metadata import to_metadata
 from sdbatch.merge.model import config_folder, read_likes
-from sdbatch.merge.naming import Piece, to_original
 from sdbatch.merge.source import Source, open_source
 from sdbatch.merge.weights import Weights, cast, plain, replaced
 from sdbatch.merge.writer import committed, write_safetensors
+from sdbatch.naming import Piece
+from sdbatch.naming.file import EMA, ema_name, to_original
 from sdbatch.weights.fit import describe
 from sdbatch.weights.identify import identify_header
 from sdbatch.weights.identity import Identity
@@ -109,7 +110,7 @@ def _averaged(source: Source, identity: Identity) -> Weights:
     names = names or [name for name in read_likes(config_folder(identity)) if name.startswith("unet.")]
     found: Tensors = {}
     for own, piece in to_original(names, identity.family or "sd1").items():
-        flat = "model_ema." + own.removeprefix("model.").replace(".", "")
+        flat = ema_name(own)
         if flat not in source.raw:
             raise WeightFileError(f"{source.file.name}: ema=true asks for averaged weights, but {flat} is not in the file. Leave ema out.")
         found[piece.names[0]] = source.raw[flat]
@@ -122,7 +123,7 @@ def _held(tensors: Tensors) -> Weights:
 
 
 def _keeps(change: Change, name: str) -> bool:
-    if name.startswith("model_ema."):
+    if name.startswith(EMA):
         return not (change.prune or change.ema)
     return not (change.prune or name.startswith(TRAINING_PREFIXES))
 

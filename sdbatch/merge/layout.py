@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdbatch.merge.naming import Piece, to_original
-from sdbatch.merge.piece import join
+from sdbatch.adapters.piece import join
 from sdbatch.merge.source import Source
 from sdbatch.merge.weights import Weights
 from sdbatch.merge.writer import Entry
+from sdbatch.naming import Piece
+from sdbatch.naming.file import EMA, to_original
 from sdbatch.weights.identify import identify_header
 
 SINGLE = ""
@@ -20,7 +21,7 @@ SINGLE = ""
 FOLDER_FILES = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 """Names of the weight files in a diffusers folder; text encoders have `model`."""
 
-TRAINING_PREFIXES = ("model_ema.", "optimizer", "lr_scheduler", "loops.", "callbacks.")
+TRAINING_PREFIXES = (EMA, "optimizer", "lr_scheduler", "loops.", "callbacks.")
 """What only training needs. Averaged weights (EMA) of before a merge would be wrong after it."""
 
 

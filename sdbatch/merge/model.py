@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.errors import WeightFileError
-from sdbatch.merge.naming import FOLDER_COMPONENTS, to_pieces
+from sdbatch.naming.file import NAMINGS, to_pieces
 from sdbatch.plan.files import find_config
 from sdbatch.weights.identity import Identity
 
@@ -38,7 +38,7 @@ def config_folder(identity: Identity) -> Path:
 def read_likes(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the model that a folder of configs describes, by common name, without data."""
     found: dict[str, Tensor] = {}
-    for component in FOLDER_COMPONENTS:
+    for component in NAMINGS:
         path = folder / component / "config.json"
         if path.is_file():
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

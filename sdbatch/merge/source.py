@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from sdbatch.adapters.piece import split
 from sdbatch.adapters.read import Tensors, map_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
-from sdbatch.merge.naming import Piece, to_pieces
-from sdbatch.merge.piece import split
+from sdbatch.naming import Piece
+from sdbatch.naming.file import to_pieces
 from sdbatch.weights.folder_header import list_weights
 from sdbatch.weights.header import Header
 from sdbatch.weights.reader import read_header

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,8 @@ from sdbatch.adapters.read import Tensors, read_json, read_tensors
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.families import Component, Family
+from sdbatch.naming import find_naming
+from sdbatch.naming.file import EMA, ema_name, find_alone
 from sdbatch.pipeline.configs import Configs
 from sdbatch.pipeline.original import RENAMERS, unscale
 from sdbatch.weights.identify import identify
@@ -30,7 +32,6 @@ _FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )
 """What a component's folder may hold, the first that is there counts; an index names the parts of a split file."""
-_EMA = "model_ema."
 
 
 class Checkpoint(Protocol):
@@ -98,8 +99,7 @@ class FileCheckpoint:
 
     def _take_ema(self, tensors: Tensors, found: Tensors, part: Component) -> Tensors:
         """The averaged weights, which are kept under the same names without dots."""
-        prefix = part.prefixes[0]
-        flat = {key: f"{_EMA}{(prefix + key).removeprefix('model.').replace('.', '')}" for key in found}
+        flat = {key: ema_name(part.prefixes[0] + key) for key in found}
         if missing := [name for name in flat.values() if name not in tensors]:
             raise WeightFileError(
                 f"{self.label}: checkpoint.ema=true asks for averaged weights, but {len(missing)} are not in the file "
@@ -136,21 +136,19 @@ def find_part(tensors: Tensors, part: Component, family: Family) -> Tensors:
     """The tensors of a component in a single file, without their prefix; none when it is not there."""
     for prefix in part.prefixes:
         if prefix:
-            found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            found = take(tensors, prefix)
         else:
             claimed = tuple(known for other in family.components for known in other.prefixes if known)
-            found = {key: tensor for key, tensor in tensors.items() if not key.startswith((*claimed, _EMA))}
-            found = found if any(key.endswith(_ALONE[part.name]) for key in found) else {}
+            found = {key: tensor for key, tensor in tensors.items() if not key.startswith((*claimed, EMA))}
+            found = found if find_naming(found) == part.name else {}
         if found:
             return found
     return {}
 
 
-_ALONE: Mapping[str, tuple[str, ...]] = {
-    "unet": ("input_blocks.0.0.weight", "conv_in.weight"),
-    "transformer": ("img_in.weight", "x_embedder.weight"),
-}
-"""A tensor that every denoiser has: without it, a file of keys without a prefix is something else."""
+def take(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors under a prefix, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def read_replacement(file: WeightFile, part: Component, configs: Configs) -> Tensors:
@@ -159,7 +157,8 @@ def read_replacement(file: WeightFile, part: Component, configs: Configs) -> Ten
     what = f"{part.name}.{file.name}"
     if path.is_dir():
         return rename(read_folder(file, path / part.name if (path / part.name).is_dir() else path), part, configs, what)
-    return rename(read_tensors(file).tensors, part, configs, what)
+    tensors = read_tensors(file).tensors
+    return rename(take(tensors, find_alone(tensors, part.name)), part, configs, what)
 
 
 def read_folder(file: WeightFile, folder: Path) -> Tensors:

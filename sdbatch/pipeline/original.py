@@ -1,4 +1,4 @@
-"""Brings the names of tensors in single files to the names of the modules of diffusers and transformers.
+"""Brings the names of tensors in files to the names of the modules of diffusers and transformers.
 
 Each function takes the tensors of one component, their prefix taken off, in any dialect that is about, and hands them
 over under the module's own names. Tensors are renamed or cut into views, hardly ever copied.
@@ -11,130 +11,55 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
+from sdbatch.adapters.piece import read_component
 from sdbatch.adapters.read import Tensors
-from sdbatch.pipeline.flux_names import rename_flux
+from sdbatch.naming import find_naming, names_of
 
-_LDM_UNET = "model.diffusion_model."
-_VAE_PREFIXES = ("first_stage_model.", "vae.")
-_OLD_VAE_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
-"""How diffusers named the VAE's attention before 2023; folders of that time are still about."""
-
-_CLIP_PREFIXES = (
-    "cond_stage_model.transformer.",
-    "cond_stage_model.model.",
-    "conditioner.embedders.0.transformer.",
-    "conditioner.embedders.1.model.",
-    "text_encoders.clip_l.transformer.",
-    "text_encoders.clip_g.transformer.",
-    "text_encoder.",
-    "text_encoder_2.",
-    "text_model.",
-)
-"""What the keys of a text encoder's own file may begin with, outermost first."""
-
-_CLIP_EXTRAS = ("logit_scale", "vision_model", "visual", "position_ids", "embeddings.position_ids")
-"""Parts of a whole CLIP that a text encoder has no use for."""
-
-_OPENCLIP_TOP = {
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
-}
-_OPENCLIP_LAYER = (
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.", ".self_attn."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-)
-_T5_PREFIXES = ("text_encoders.t5xxl.transformer.", "text_encoder_2.")
+_CLIP_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 
 
-def rename_unet(state: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """A UNet's tensors, from diffusers' names or the original ones."""
-    if not any(key.startswith("input_blocks.") for key in state):
-        return state
-    return convert_ldm_unet_checkpoint({_LDM_UNET + key: tensor for key, tensor in state.items()}, config)
+def _rename_image_part(naming: str) -> Callable[[Tensors, Mapping[str, Any]], Tensors]:
+    def rename(state: Tensors, config: Mapping[str, Any]) -> Tensors:
+        del config
+        names = names_of(naming, state)
+        return read_component(state, names) if names.is_original(state) else state
+
+    return rename
 
 
-def rename_vae(state: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """A VAE's tensors, from diffusers' names, old or new, or the original ones."""
-    state = _strip(state, _VAE_PREFIXES)
-    if not any("down_blocks" in key for key in state):
-        state = convert_ldm_vae_checkpoint(state, config)
-    for old, new in _OLD_VAE_NAMES:
-        state = {key.replace(old, new): tensor for key, tensor in state.items()}
-    return state
-
-
-def rename_clip(state: Tensors, config: Mapping[str, Any]) -> Tensors:
+def _rename_clip(state: Tensors, config: Mapping[str, Any]) -> Tensors:
     """A CLIP text encoder's tensors without its projection, from CLIP's or OpenCLIP's names."""
-    named = _name_clip(state, int(config["num_hidden_layers"]))
-    return {key: tensor for key, tensor in named.items() if not key.startswith("text_projection")}
+    named = _rename_clip_with_projection(state, config)
+    return {key.removeprefix("text_model."): tensor for key, tensor in named.items() if not key.startswith("text_projection")}
 
 
-def rename_clip_with_projection(state: Tensors, config: Mapping[str, Any]) -> Tensors:
+def _rename_clip_with_projection(state: Tensors, config: Mapping[str, Any]) -> Tensors:
     """A CLIP text encoder's tensors and its projection, from CLIP's or OpenCLIP's names."""
-    named = _name_clip(state, int(config["num_hidden_layers"]))
-    return {key if key.startswith("text_projection") else f"text_model.{key}": tensor for key, tensor in named.items()}
+    named = read_component(state, names_of(find_naming(state) or "clip", state))
+    return {key: tensor for key, tensor in named.items() if _layer(key) < int(config["num_hidden_layers"])}
 
 
-def _name_clip(state: Tensors, layers: int) -> Tensors:
-    for prefix in _CLIP_PREFIXES:
-        state = _strip(state, (prefix,))
-    state = {key: tensor for key, tensor in state.items() if not key.startswith(_CLIP_EXTRAS)}
-    if not any(key.startswith("transformer.resblocks.") for key in state):
-        return state
-    named: Tensors = {}
-    for key, tensor in state.items():
-        if key == "text_projection":
-            named["text_projection.weight"] = tensor.T.contiguous()
-        elif key in _OPENCLIP_TOP:
-            named[_OPENCLIP_TOP[key]] = tensor
-        elif (found := re.match(r"transformer\.resblocks\.(\d+)\.", key)) and int(found[1]) < layers:
-            named |= _name_openclip_layer(key, tensor)
-    return named
+def _layer(key: str) -> int:
+    """Files of SD 2.x have a layer more than the family takes."""
+    found = _CLIP_LAYER.match(key)
+    return int(found[1]) if found else -1
 
 
-def _name_openclip_layer(key: str, tensor: torch.Tensor) -> Tensors:
-    key = key.replace("transformer.resblocks.", "encoder.layers.")
-    for theirs, ours in _OPENCLIP_LAYER:
-        key = key.replace(theirs, ours)
-    if found := re.search(r"in_proj_(weight|bias)$", key):
-        stem = key[: found.start()]
-        return {f"{stem}{part}_proj.{found[1]}": view for part, view in zip("qkv", tensor.chunk(3), strict=True)}
-    return {key: tensor}
-
-
-def rename_t5(state: Tensors, config: Mapping[str, Any]) -> Tensors:
+def _rename_t5(state: Tensors, config: Mapping[str, Any]) -> Tensors:
     """T5's encoder's tensors; its one table of tokens has two names."""
     del config
-    state = _strip(state, _T5_PREFIXES)
-    state = {key: tensor for key, tensor in state.items() if key.startswith("encoder.") or key == "shared.weight"}
-    names = ("shared.weight", "encoder.embed_tokens.weight")
-    table = next((state[name] for name in names if name in state), None)
-    return state if table is None else {**state, **dict.fromkeys(names, table)}
-
-
-def _strip(state: Tensors, prefixes: tuple[str, ...]) -> Tensors:
-    """The tensors under one of the prefixes, without it; all of them when none has one."""
-    for prefix in prefixes:
-        if any(key.startswith(prefix) for key in state):
-            kept = {key: tensor for key, tensor in state.items() if key.startswith(prefix) or key.startswith("text_projection")}
-            return {key.removeprefix(prefix): tensor for key, tensor in kept.items()}
-    return state
+    named = read_component(state, names_of("t5", state))
+    return {**named, "encoder.embed_tokens.weight": named["shared.weight"]}
 
 
 RENAMERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {
-    "UNet2DConditionModel": rename_unet,
-    "FluxTransformer2DModel": rename_flux,
-    "AutoencoderKL": rename_vae,
-    "CLIPTextModel": rename_clip,
-    "CLIPTextModelWithProjection": rename_clip_with_projection,
-    "T5EncoderModel": rename_t5,
+    "UNet2DConditionModel": _rename_image_part("unet"),
+    "FluxTransformer2DModel": _rename_image_part("transformer"),
+    "AutoencoderKL": _rename_image_part("vae"),
+    "CLIPTextModel": _rename_clip,
+    "CLIPTextModelWithProjection": _rename_clip_with_projection,
+    "T5EncoderModel": _rename_t5,
 }
 """Class of a component -> what brings its tensors to their names there."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdbatch.adapters.names import original_unet_names
+from sdbatch.adapters.names import original_targets
 from tests.adapters.form_parts import FORMS, TUCKER_FORMS, Maker
 
 Merge = Callable[[Tensor], Tensor]
@@ -93,7 +93,9 @@ def in_denoiser(
     file = AdapterFile()
     component, module = denoiser(pipeline)
     layers = linears(module)
-    names = original_unet_names(dict(module.named_modules())) if original else {name: name for name in layers}
+    names = {name: name for name in layers}
+    if original:
+        names = {target.modules[0]: name for name, target in original_targets(list(layers)).items()}
     for name, layer in layers.items():
         if name in names:
             file.low_rank(prefix + (names[name].replace(".", "_") if flat else names[name]), ends, component, {name: layer}, **options)

@@ -12,13 +12,14 @@ from torch import nn
 
 from sdbatch.adapters.dialect import split_component
 from sdbatch.adapters.lora import match_lora
-from sdbatch.adapters.names import find_blocks, name_table
+from sdbatch.adapters.names import name_table
 from sdbatch.adapters.read import TensorFile
 from sdbatch.adapters.shapes import shapes_of
 from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import Strength, WeightFile
 from sdbatch.errors import ConfigError
 from sdbatch.families.lora_blocks import FLUX_BLOCKS, UNET_BLOCKS, block_names, read_lora_blocks, to_text
+from sdbatch.naming.block import find_blocks
 from tests.adapters.lora_files import kohya
 from tests.adapters.test_lora import run
 from tests.pipeline.models import TinyModel, add_to_weights

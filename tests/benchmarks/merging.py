@@ -18,7 +18,7 @@ import torch
 
 from sdbatch.merge.layout import entries_of
 from sdbatch.merge.model import read_likes
-from sdbatch.merge.naming import to_original
+from sdbatch.naming.file import to_original
 from sdbatch.merge.weights import Weights
 from sdbatch.merge.writer import write_safetensors
 from sdbatch.plan.files import find_config

@@ -14,10 +14,10 @@ from sd_mecha.extensions.builtin.merge_methods import linear
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbatch.adapters.piece import join
 from sdbatch.cell import WeightFile
 from sdbatch.merge.model import read_likes
-from sdbatch.merge.naming import to_original
-from sdbatch.merge.piece import join
+from sdbatch.naming.file import to_original
 from sdbatch.plan.files import find_config
 from tests.pipeline.models import save
 

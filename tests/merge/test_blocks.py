@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sdbatch.errors import ConfigError
-from sdbatch.merge.blocks import PRESETS, Blocks, find_block, read_blocks
-from sdbatch.merge.naming import to_original
+from sdbatch.merge.blocks import PRESETS, Blocks, read_blocks
+from sdbatch.naming.file import to_original
 
 PUBLISHED = {
     "GRAD_V": "1,0.9166666667,0.8333333333,0.75,0.6666666667,0.5833333333,0.5,0.4166666667,0.3333333333,0.25,0.1666666667,0.0833333333,0,"
@@ -69,9 +69,11 @@ def sd1_names(layers: int = 2, blocks: int = 4) -> list[str]:
 
 @pytest.mark.parametrize(("blocks", "inputs"), [(4, 12), (3, 9)])
 def test_the_block_is_the_number_in_the_original_name(blocks: int, inputs: int) -> None:
-    for own, piece in to_original(sd1_names(blocks=blocks), "sd1").items():
+    names = sd1_names(blocks=blocks)
+    numbered = Blocks(range(2 * inputs + 1), -1, names)
+    for own, piece in to_original(names, "sd1").items():
         parts = own.removeprefix("model.diffusion_model.").split(".")
-        found = find_block(piece.names[0], 2, blocks)
+        found = numbered.ratio(piece.names[0])
         match parts[0]:
             case "input_blocks":
                 assert found == int(parts[1]), own
@@ -82,7 +84,7 @@ def test_the_block_is_the_number_in_the_original_name(blocks: int, inputs: int) 
             case "out":
                 assert found == 2 * inputs
             case _:
-                assert found is None, own
+                assert found == -1, own
 
 
 def test_25_numbers_for_sd1_19_for_sdxl_and_base_in_front() -> None:

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdbatch.adapters.names import original_name
+from sdbatch.adapters.piece import write_component
 from sdbatch.cell import Cell, Recipe, Sampler, Strength, WeightFile
 from sdbatch.families import SAMPLERS
+from sdbatch.naming import names_of
 
 diffusers: Any = importlib.import_module("diffusers")
 """Its classes are lazy attributes, which a type checker cannot see."""
@@ -113,60 +114,20 @@ def to_original_keys(pipeline: Any) -> dict[str, Tensor]:
     return tensors | {f"cond_stage_model.transformer.text_model.{key}": tensor for key, tensor in text.items()}
 
 
-_TOP_KEYS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-
-
 def original_unet(unet: Any) -> dict[str, Tensor]:
     """A UNet's weights under the original key names, without a prefix."""
-    state: dict[str, Tensor] = unet.state_dict()
-    attention_blocks = {key.split(".")[1] for key in state if key.startswith("up_blocks.") and ".attentions." in key}
-    return {_unet_key(key, unet.config.layers_per_block, attention_blocks): tensor for key, tensor in state.items()}
-
-
-def _unet_key(key: str, layers: int = 1, attention_up_blocks: set[str] | None = None) -> str:
-    module, kind = key.rsplit(".", 1)
-    if module in _TOP_KEYS:
-        return f"{_TOP_KEYS[module]}.{kind}"
-    original = original_name(module, layers, attention_up_blocks or set())
-    assert original is not None, key
-    return f"{original}.{kind}"
-
-
-_MIDDLE_KEYS = (
-    ("mid_block.resnets.0", "mid.block_1"),
-    ("mid_block.resnets.1", "mid.block_2"),
-    ("mid_block.attentions.0", "mid.attn_1"),
-)
+    return original("unet", unet)
 
 
 def original_vae(vae: Any) -> dict[str, Tensor]:
     """A VAE's weights under the original key names, without a prefix."""
-    tensors: dict[str, Tensor] = {}
-    blocks = len(vae.config.block_out_channels)
-    for key, tensor in vae.state_dict().items():
-        name = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        if "down_blocks" in name:
-            name = name.replace("down_blocks", "down").replace("resnets", "block").replace("downsamplers.0", "downsample")
-        if "up_blocks" in name:
-            index = int(name.split(".")[2])
-            name = name.replace(f"up_blocks.{index}", f"up.{blocks - 1 - index}").replace("resnets", "block")
-            name = name.replace("upsamplers.0", "upsample")
-        for ours, theirs in _MIDDLE_KEYS:
-            name = name.replace(ours, theirs)
-        if ".attn_1." in name:
-            for ours, theirs in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
-                name = name.replace(ours, theirs)
-            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        tensors[name] = tensor
-    return tensors
+    return original("vae", vae)
+
+
+def original(naming: str, module: Any) -> dict[str, Tensor]:
+    """A component's weights under the original key names. `tests/naming` holds the names by diffusers' converters."""
+    state: dict[str, Tensor] = module.state_dict()
+    return write_component(state, names_of(naming, state))
 
 
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> WeightFile:
@@ -240,20 +201,7 @@ def build_controlnet(pipeline: Any, seed: int = 5) -> Any:
 
 def original_controlnet(net: Any) -> dict[str, Tensor]:
     """A ControlNet's weights under the original key names."""
-    tensors: dict[str, Tensor] = {}
-    hints = ["conv_in", *[f"blocks.{index}" for index in range(len(net.controlnet_cond_embedding.blocks))], "conv_out"]
-    for key, tensor in net.state_dict().items():
-        module, kind = key.rsplit(".", 1)
-        if module.startswith("controlnet_down_blocks."):
-            name = f"zero_convs.{module.split('.')[1]}.0"
-        elif module == "controlnet_mid_block":
-            name = "middle_block_out.0"
-        elif module.startswith("controlnet_cond_embedding."):
-            name = f"input_hint_block.{2 * hints.index(module.removeprefix('controlnet_cond_embedding.'))}"
-        else:
-            name = _unet_key(key).rsplit(".", 1)[0]
-        tensors[f"control_model.{name}.{kind}"] = tensor
-    return tensors
+    return {f"control_model.{key}": tensor for key, tensor in original("controlnet", net).items()}
 
 
 def write_picture(path: Path, seed: int = 0, size: int = 80) -> Path:
