@@ -22,7 +22,7 @@ from sdbatch.plan.cells import cell_of
 from sdbatch.plan.draft import Column
 from sdbatch.plan.plan import Lookup, Plan
 from sdbatch.plan.tree import Tree, overlay
-from sdbatch.results.arrow import numpy_of
+from sdbatch.results.arrow import integers, numpy_of, plain_values, strings
 from sdbatch.results.ids import IdArray, ids_of_column
 
 VERSION = 1
@@ -34,10 +34,10 @@ METADATA_KEY = b"sdbatch.plan"
 def to_table(plan: Plan, start: int, stop: int) -> pa.Table:
     """A slice of the plan as Arrow: ids, places, then a column per swept key."""
     arrays: dict[str, Any] = {
-        "image_id": pa.array(plan.image_ids[start:stop], pa.string()),
-        "shard": pa.array(plan.shard[start:stop], pa.int32()),
-        "recipe": pa.array(plan.recipe[start:stop], pa.int32()),
-        "group": pa.array(plan.group[start:stop], pa.int32()),
+        "image_id": strings(plan.image_ids[start:stop]),
+        "shard": integers(plan.shard[start:stop].astype(np.int64)).cast(pa.int32()),
+        "recipe": integers(plan.recipe[start:stop].astype(np.int64)).cast(pa.int32()),
+        "group": integers(plan.group[start:stop].astype(np.int64)).cast(pa.int32()),
     }
     for key, column in {**plan.columns, **plan.labels}.items():
         arrays[key] = _arrow(column, start, stop)
@@ -51,7 +51,7 @@ def _arrow(column: Column, start: int, stop: int) -> pa.Array:
     picked = [None if code < 0 else column.values[code] for code in used.tolist()]
     if column_type(column) is None:
         picked = [None if value is None else json.dumps(value, ensure_ascii=False) for value in picked]
-    return pa.array(picked, column_type(column) or pa.string()).take(pa.array(local.reshape(-1)))
+    return plain_values(picked, column_type(column) or pa.string()).take(integers(local.reshape(-1)))
 
 
 def column_type(column: Column) -> pa.DataType | None:
@@ -155,7 +155,7 @@ class PlanFile:
         for index, (low, high) in enumerate(self._bounds):
             if low <= number <= high:
                 table = self._row_group(index)
-                shards = table["shard"].to_numpy()
+                shards = numpy_of(table["shard"], np.int32)
                 first, last = np.searchsorted(shards, [number, number + 1]).tolist()
                 rows += table.slice(first, last - first).to_pylist()
         return [self._cell(row) for row in rows]

@@ -58,6 +58,23 @@ def integers(values: npt.NDArray[np.int64]) -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
+def plain_values(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """An array of 64-bit numbers, booleans or strings, None as null. Raises OverflowError: a larger integer."""
+    validity = _bits([value is not None for value in values]) if None in values else None
+    if pa.types.is_string(kind):
+        texts = _variable([b"" if value is None else value.encode() for value in values], kind)
+        return pa.Array.from_buffers(kind, len(values), [validity, *texts.buffers()[1:]])
+    numbers = [value or 0 for value in values]
+    if pa.types.is_boolean(kind):
+        return pa.Array.from_buffers(kind, len(values), [validity, _bits(numbers)])
+    data = np.array(numbers, np.float64 if pa.types.is_floating(kind) else np.int64)
+    return pa.Array.from_buffers(kind, len(values), [validity, pa.py_buffer(data)])
+
+
+def _bits(values: Sequence[Any]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(np.array(values, bool), bitorder="little"))
+
+
 def numpy_of(column: pa.ChunkedArray, kind: type[np.generic] = np.int64) -> npt.NDArray[Any]:
     """A column of 64-bit numbers, 0 where it is null."""
     chunks = [_numbers(chunk, kind) for chunk in column.chunks if len(chunk)]

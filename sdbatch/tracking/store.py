@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import http.client
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from sdbatch.importing import without_collector
 from sdbatch.results.disk import TEMPORARY, publish
 from sdbatch.tracking.target import Target, TrackingError, redact
 
@@ -97,7 +96,7 @@ def connect(target: Target) -> MlflowClient:
     if target.is_server:
         check_server(target)
     _set_patience(target.timeout_s)
-    with _without_collector():
+    with without_collector():
         # Here and not above: importing mlflow takes 1.5 s of CPU, and a server that is down needs none of it.
         from mlflow import MlflowClient
 
@@ -197,18 +196,6 @@ def _migrate(path: Path, artifacts: str) -> None:
         SqlAlchemyStore(f"sqlite:///{path}", f"{artifacts}/default").engine.dispose()
     finally:
         event.remove(Engine, "connect", hurry)
-
-
-@contextmanager
-def _without_collector() -> Generator[None]:
-    """Importing MLflow makes half a million objects and no garbage: searching them for some costs a tenth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _experiment(client: MlflowClient, target: Target) -> str:
