@@ -72,7 +72,7 @@ def export_vae(out: Path, to: Path) -> None:
     """The second autoencoder, alone in its file and without a prefix, as such files are."""
     vae = AutoencoderKL.from_pretrained(out / "vae_second")
     header = metadata.modelspec(shipped.SECOND_VAE.stem, "vae", "Stronger colours and contrast")
-    weights = original.to_original_vae(vae.state_dict(), prefix="")
+    weights = original.to_original_vae(vae.state_dict())
     adapter.save(_half(weights), to / shipped.SECOND_VAE, header)
 
 
