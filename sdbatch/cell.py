@@ -20,8 +20,8 @@ SEED_LIMIT = 2**32
 STACKS = {"lora": "loras", "embedding": "embeddings", "hypernetwork": "hypernetworks", "controlnet": "controlnets"}
 """Config group of each ordered set of adapters -> the field of a recipe that holds its files."""
 
-SINGLE_PARTS = ("vae", "text_encoder", "text_encoder_2")
-"""Config groups, and fields of a recipe, that replace a part of the checkpoint."""
+SINGLE_PARTS = ("vae", "text_encoder", "text_encoder_2", "upscaler")
+"""Config groups, and fields of a recipe, of single files that replace a part of the checkpoint or come after it."""
 
 LOCAL_FIELDS = ("config", "strict_loras")
 """Fields of a recipe that say where something is on this machine, or how it is checked, not what it is."""
@@ -84,6 +84,8 @@ class Recipe:
     """None: the one baked into the checkpoint."""
     text_encoder_2: WeightFile | None = None
     """SDXL's second CLIP or FLUX's T5; None: the one baked into the checkpoint."""
+    upscaler: WeightFile | None = None
+    """The network that enlarges the finished picture; None: none, or Lanczos."""
     loras: tuple[WeightFile, ...] = ()
     """The adapter stack in its order; the strengths are the cell's."""
     embeddings: tuple[WeightFile, ...] = ()
@@ -228,6 +230,10 @@ class Cell:
     """One per hypernetwork of the recipe; 1 is as trained, 0 is none."""
     controls: tuple[Control, ...] = ()
     """One per ControlNet of the recipe."""
+    upscale: float | None = None
+    """Final size over the size that is made; None: the upscaler's own factor, without one 1."""
+    tile_px: int = 512
+    """The picture is enlarged in squares of this side; 0: as a whole."""
     axes: tuple[tuple[str, Any], ...] = ()
     """The sweep's axes and this cell's values, as typed: `(("lora.style_a.weight", 0.5), ("seed", 3))`."""
     config: str = "{}"

@@ -193,6 +193,18 @@ class TextEncoder2Conf(FileConf):
 
 
 @dataclass
+class UpscalerConf(FileConf):
+    """What enlarges the finished picture."""
+
+    file: str | None = None
+    """A network of `models/upscale_models`; unset: none, or Lanczos where `scale` is set."""
+    scale: float | None = None
+    """Final size over `width` x `height`; unset: the network's own factor. What it does not give, Lanczos does."""
+    tile_px: int = 512
+    """The network sees squares of this side, which fade into each other; 0: the picture as a whole."""
+
+
+@dataclass
 class LoraConf(FileConf):
     """One adapter of the stack."""
 
@@ -341,6 +353,7 @@ class Config:
     vae: VaeConf = field(default_factory=VaeConf)
     text_encoder: TextEncoderConf = field(default_factory=TextEncoderConf)
     text_encoder_2: TextEncoder2Conf = field(default_factory=TextEncoder2Conf)
+    upscaler: UpscalerConf = field(default_factory=UpscalerConf)
     lora: dict[str, LoraConf] = field(default_factory=dict)
     embedding: dict[str, EmbeddingConf] = field(default_factory=dict)
     hypernetwork: dict[str, HypernetworkConf] = field(default_factory=dict)

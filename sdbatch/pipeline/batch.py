@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from sdbatch.pipeline.decode import find_fault
 from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.samplers import Schedule
 from sdbatch.pipeline.text import Embedding
+from sdbatch.pipeline.upscale import Upscaler
 
 
 @dataclass(slots=True)
@@ -51,6 +52,8 @@ class Group:
     vae: nn.Module
     latents: Tensor
     facts: dict[str, Any]
+    upscaler: Upscaler | None = None
+    """What enlarges the pictures; the model may hold another one by then, as with the VAE."""
     ready: Any = None
     """CUDA event after the denoising."""
     pixels: npt.NDArray[np.uint8] | None = None
@@ -62,6 +65,10 @@ class Finisher(Protocol):
 
     def decode_group(self, group: Group) -> None:
         """Bring a group's pixels to the CPU."""
+        ...
+
+    def enlarge(self, picture: Picture, upscaler: Upscaler | None) -> Picture:
+        """The picture at its final size."""
         ...
 
     def remake(self, cells: Sequence[Cell]) -> list[Picture] | None:
@@ -81,7 +88,7 @@ class DiffusersBatch:
         """Decode what is not decoded yet, try what failed once more in float32, and hand over in the cells' order."""
         for group in self.groups:
             self.engine.decode_group(group)
-        pictures = collect(self.groups, self.size)
+        pictures = collect(self.groups, self.size, self.engine.enlarge)
         failed = [slot for slot, picture in enumerate(pictures) if picture.fault]
         if failed and (again := self.engine.remake([pictures[slot].cell for slot in failed])) is not None:
             for slot, picture in zip(failed, again, strict=True):
@@ -89,14 +96,14 @@ class DiffusersBatch:
         return pictures
 
 
-def collect(groups: Sequence[Group], size: int) -> list[Picture]:
-    """The pictures of decoded groups, in the order of the batch's cells."""
+def collect(groups: Sequence[Group], size: int, enlarge: Callable[[Picture, Upscaler | None], Picture]) -> list[Picture]:
+    """The finished pictures of decoded groups, in the order of the batch's cells."""
     pictures: dict[int, Picture] = {}
     for group in groups:
         assert group.pixels is not None
         for row, (slot, cell) in enumerate(zip(group.slots, group.cells, strict=True)):
-            fault = find_fault(group.pixels[row], group.finite[row])
-            pictures[slot] = Picture(cell, group.pixels[row], fault, {**group.facts, "batch_slot": row})
+            pixels, fault = group.pixels[row], find_fault(group.pixels[row], group.finite[row])
+            pictures[slot] = enlarge(Picture(cell, pixels, fault, {**group.facts, "batch_slot": row}), group.upscaler)
     return [pictures[slot] for slot in range(size)]
 
 

@@ -10,6 +10,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import torch
 from sdbatch.adapters.controlnet import ControlNetBatch, load_picture
 from sdbatch.cell import Cell, Picture, Recipe
 from sdbatch.pipeline.batch import DiffusersBatch, Group, Job, collect, facts_of
-from sdbatch.pipeline.decode import decode, vae_scale
+from sdbatch.pipeline.decode import decode, find_fault, vae_scale
 from sdbatch.pipeline.denoise import Conditions, Denoiser, denoise, draw_noise, gather
 from sdbatch.pipeline.engine import OnStep, OutOfMemory
 from sdbatch.pipeline.flux import FluxDenoiser
@@ -26,6 +27,7 @@ from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.samplers import Draw, build_schedule
 from sdbatch.pipeline.text import pad
 from sdbatch.pipeline.unet import UNetDenoiser, encode_nothing
+from sdbatch.pipeline.upscale import Upscaler, upscale
 
 T = TypeVar("T")
 
@@ -80,6 +82,19 @@ class DiffusersEngine:
         if group.pixels is None:
             self._guarded(lambda: self._decode(group), f"the decode of a batch of {len(group.cells)}")
 
+    def enlarge(self, picture: Picture, upscaler: Upscaler | None) -> Picture:
+        """The picture at its final size, made on the side stream of a GPU."""
+        cell = picture.cell
+        if picture.fault or (upscaler is None and cell.upscale is None):
+            return picture
+        begun = time.perf_counter()
+        with torch.cuda.stream(self._side) if self._side is not None else nullcontext():
+            pixels, finite = self._guarded(
+                lambda: upscale(picture.pixels, upscaler, cell.upscale, cell.tile_px), "a picture to enlarge", "Lower upscaler.tile_px."
+            )
+        facts = picture.facts | {"decode_s": picture.facts["decode_s"] + time.perf_counter() - begun}
+        return Picture(cell, pixels, find_fault(pixels, finite), facts)
+
     def remake(self, cells: Sequence[Cell]) -> list[Picture] | None:
         """The cells once more in float32, or None when they were in float32."""
         with self._lock:
@@ -93,12 +108,12 @@ class DiffusersEngine:
                     for group in groups:
                         self.decode_group(group)
                         group.facts |= {"retried_fp32": True, "dtype": "float32"}
-                return collect(groups, len(cells))
+                return collect(groups, len(cells), self.enlarge)
             finally:
                 if current is not None:
                     self.prepare(current)
 
-    def _guarded(self, work: Callable[[], T], what: str) -> T:
+    def _guarded(self, work: Callable[[], T], what: str, todo: str = "Lower batch_size, or leave it to `auto`.") -> T:
         """Do the work; out of memory, give back what it took before saying so."""
         try:
             return work()
@@ -111,7 +126,7 @@ class DiffusersEngine:
         gc.collect()  # here the failed call's frames are gone, so that their tensors can be freed
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise OutOfMemory(f"{what} did not fit the memory of {self.device}: {reason}. Lower batch_size, or leave it to `auto`.")
+        raise OutOfMemory(f"{what} did not fit the memory of {self.device}: {reason}. {todo}")
 
     @torch.inference_mode()
     def _make(self, cells: Sequence[Cell], on_step: OnStep) -> list[Group]:
@@ -176,7 +191,7 @@ class DiffusersEngine:
         vae: Any = self.model.vae
         noise = draw_noise(job.generators, (vae.config.latent_channels, *self._latent_size(job.cells[0])))
         latents = denoise(self._denoiser(conditions, job.cells[0]), job.schedule, noise.to(self.device), on_step)
-        group = Group(job.slots, job.cells, self.model.vae, latents, facts_of(self.model, len(job.cells)))
+        group = Group(job.slots, job.cells, self.model.vae, latents, facts_of(self.model, len(job.cells)), self.model.upscaler)
         group.facts["denoise_s"] = time.perf_counter() - begun
         if self._side is not None:
             group.ready = torch.cuda.current_stream(self.device).record_event()

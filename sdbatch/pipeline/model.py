@@ -23,6 +23,7 @@ from sdbatch.pipeline.clip import ClipEncoder
 from sdbatch.pipeline.configs import Configs
 from sdbatch.pipeline.t5 import T5Encoder
 from sdbatch.pipeline.text import PromptEncoder
+from sdbatch.pipeline.upscale import Upscaler, load_upscaler
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _T5_TOKENS, _T5_TOKENS_SCHNELL = 512, 256
@@ -64,6 +65,8 @@ class Model:
         self.encoder: PromptEncoder | None = None
         self.loras: list[Lora] = []
         self.hypernetworks: HypernetworkStack | None = None
+        self.upscaler: Upscaler | None = None
+        self._upscaler_key: Hashable = None
         self._controlnets: list[tuple[Hashable, nn.Module]] = []
         self._slots: dict[str, tuple[Hashable, Any]] = {}
         self._stacks: dict[str, AdapterStack] = {}
@@ -113,6 +116,7 @@ class Model:
         try:
             self._load(recipe)
             self._load_controlnets(recipe)
+            self._load_upscaler(recipe)
             self._attach_adapters(recipe)
         except BaseException:
             self.close()
@@ -124,6 +128,7 @@ class Model:
         self._detach_adapters()
         self._slots.clear()
         self._controlnets = []
+        self.upscaler = self._upscaler_key = None
         self.loras = []
         self.recipe = None
 
@@ -149,7 +154,8 @@ class Model:
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         modules = [(name, value) for name, (_, value) in self._slots.items() if isinstance(value, nn.Module)]
-        return modules + [(f"controlnet.{index}", net) for index, net in enumerate(self.controlnets)]
+        modules += [(f"controlnet.{index}", net) for index, net in enumerate(self.controlnets)]
+        return [*modules, ("upscaler", self.upscaler.module)] if self.upscaler else modules
 
     def _load(self, recipe: Recipe) -> None:
         family = find_family(recipe.family)
@@ -201,6 +207,12 @@ class Model:
             key = (file.sha256, recipe.config, self.dtype)
             net = loaded.get(key) or self._place(load_controlnet(file, Path(recipe.config), config, self.dtype))
             self._controlnets.append((key, net))
+
+    def _load_upscaler(self, recipe: Recipe) -> None:
+        key = recipe.upscaler and (recipe.upscaler.sha256, self.dtype)
+        if key != self._upscaler_key:
+            self.upscaler = load_upscaler(recipe.upscaler, self.dtype, self.device) if recipe.upscaler else None
+            self._upscaler_key = key
 
     def _attach_adapters(self, recipe: Recipe) -> None:
         """LoRAs, hypernetworks and embeddings, when they or what they are attached to have changed."""

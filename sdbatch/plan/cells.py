@@ -108,6 +108,8 @@ def cell_of(config: Tree, recipe: Recipe, files: Files, image_id: str, axes: tup
         strengths=tuple(_strength(item) for item in loras),
         hypernetwork_weights=tuple(item["weight"] for item in cast(dict[str, Tree], get(config, "hypernetwork") or {}).values()),
         controls=tuple(_control(item, files) for item in cast(dict[str, Tree], get(config, "controlnet") or {}).values()),
+        upscale=get(config, "upscaler.scale"),
+        tile_px=get(config, "upscaler.tile_px", 512),
         axes=axes,
         config=canonical(config),
     )

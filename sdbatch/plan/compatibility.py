@@ -15,6 +15,7 @@ from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.fit import describe, find_mismatch
 from sdbatch.weights.identity import Identity
 from sdbatch.weights.index import Index
+from sdbatch.weights.upscaler import missing_library
 
 SHOWN_FITTING = 6
 
@@ -52,6 +53,8 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
             continue
         if message is not None:
             yield Fault(key, f"{file.name} {message}. {_fitting(group, base, catalog, index)}")
+        elif group == "upscaler" and (told := missing_library()):
+            yield Fault(key, f"{file.name}: {told}")
 
 
 def _find_wrong_model(base: Identity, recipe: Recipe) -> str | None:

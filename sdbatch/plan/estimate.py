@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from sdbatch.cell import Recipe
+from sdbatch.errors import SdbatchError
 from sdbatch.plan.plan import Plan
 from sdbatch.plan.tree import get
+from sdbatch.weights.reader import read_header
+from sdbatch.weights.upscaler import USUAL_SCALE, find_scale
 
 PNG_BYTES_PER_PIXEL = 1.8
 """Of photo-like pictures at the compression level that is used; flat drawings take less."""
@@ -45,6 +50,7 @@ def _loads(recipes: list[Recipe]) -> str:
         "checkpoint": [recipe.checkpoint for recipe in recipes],
         "merge": [recipe.merge for recipe in recipes],
         "VAE": [recipe.vae for recipe in recipes],
+        "upscaler": [recipe.upscaler for recipe in recipes],
         "LoRA stack": [recipe.loras for recipe in recipes],
         "embeddings": [recipe.embeddings for recipe in recipes],
         "hypernetworks": [recipe.hypernetworks for recipe in recipes],
@@ -59,13 +65,28 @@ def _loads(recipes: list[Recipe]) -> str:
 
 
 def _pixels(plan: Plan) -> float:
-    """Pixels of all cells."""
-    total = np.ones(len(plan))
-    for key in ("width", "height"):
-        base = np.array([get(config, key) for config in plan.groups], dtype=np.float64)[plan.group]
-        column = plan.columns.get(key)
-        if column is not None:
-            values = np.array([*column.values, 0], dtype=np.float64)
-            base = np.where(column.codes >= 0, values[column.codes], base)
-        total *= base
-    return float(total.sum())
+    """Pixels of all finished pictures."""
+    own_scale = np.array([_scale(recipe) for recipe in plan.recipes])[plan.recipe]
+    scale = _numbers(plan, "upscaler.scale")
+    scale = np.where(np.isnan(scale), own_scale, scale)
+    return float((_numbers(plan, "width") * _numbers(plan, "height") * scale**2).sum())
+
+
+def _numbers(plan: Plan, key: str) -> npt.NDArray[np.float64]:
+    """The value of a key in each cell; NaN where it is unset."""
+    found = np.array([get(config, key) for config in plan.groups], dtype=np.float64)[plan.group]
+    column = plan.columns.get(key)
+    if column is None:
+        return found
+    values = np.array([*column.values, None], dtype=np.float64)
+    return np.where(column.codes >= 0, values[column.codes], found)
+
+
+def _scale(recipe: Recipe) -> float:
+    """By how much a recipe's upscaler enlarges, as far as its header tells."""
+    if recipe.upscaler is None:
+        return 1.0
+    try:
+        return float(find_scale(read_header(Path(recipe.upscaler.path))) or USUAL_SCALE)
+    except SdbatchError:
+        return float(USUAL_SCALE)  # a rehearsal needs no file that can be read

@@ -73,6 +73,9 @@ def _refuse_idle_axes(draft: Draft, defaults: Mapping[str, Any], faults: FaultLi
     for plain in draft.groups:
         for key in _idle_merge_keys(plain, draft, defaults):
             faults.add(key, "does nothing without a second checkpoint. Set checkpoint.merge.b.")
+    if not any(get(plain, "upscaler.file") for plain in draft.groups) and "upscaler.file" not in draft.columns:
+        for key in {"upscaler.tile_px"} & set(draft.columns):
+            faults.add(key, "does nothing without an upscaler. Set upscaler=NAME.")
 
 
 def _idle_merge_keys(plain: Mapping[str, Any], draft: Draft, defaults: Mapping[str, Any]) -> list[str]:

@@ -65,6 +65,8 @@ PIXELS = Rule(
 TEXT = Rule(_is_text, lambda value: f"{str(value)[:40]!r} is not valid text (a NUL, a lone surrogate, or over {PROMPT_LIMIT} characters).")
 STRENGTH = between(-10, 10)
 SHARE = between(0, 1)
+SCALE = between(0.125, 16)
+TILE = between(64, 8192, "px")
 
 
 def one_of(names: Callable[[], list[str]], what: str) -> Rule:
@@ -79,6 +81,10 @@ RULES: dict[str, Rule] = {
     "width": PIXELS,
     "height": PIXELS,
     "clip_skip": between(1, 12),
+    "upscaler.scale": Rule(lambda value: value is None or SCALE.test(value), SCALE.message),
+    "upscaler.tile_px": Rule(
+        lambda value: value == 0 or TILE.test(value), lambda value: f"{TILE.message(value)} 0 enlarges the picture as a whole."
+    ),
     "checkpoint.merge.method": one_of(lambda: list(METHODS), "method"),
     "checkpoint.merge.ratio": STRENGTH,
     "checkpoint.merge.blocks": Rule(lambda value: value is None or _blocks_fault(value) is None, lambda value: str(_blocks_fault(value))),

@@ -79,8 +79,14 @@ def parse(text: str) -> Infotext:
     return Infotext(_unescape(prompt), _unescape(negative), parameters, hashes)
 
 
-def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None) -> Infotext:
-    """The infotext of a cell; `autov3` maps names of LoRAs to Civitai's AutoV3 where that is known."""
+def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None, size_px: tuple[int, int] | None = None) -> Infotext:
+    """The infotext of a cell.
+
+    Args:
+        cell: What was made.
+        autov3: Names of LoRAs to Civitai's AutoV3 where that is known.
+        size_px: (width, height) of the finished picture; None: as it was denoised.
+    """
     recipe = cell.recipe
     words = f"{cell.prompt}\n{cell.negative_prompt}"
     embeddings = [part for part in recipe.embeddings if part.name in words]
@@ -101,6 +107,7 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None) -> Infotext
     }
     for index, (part, control) in enumerate(zip(recipe.controlnets, cell.controls, strict=True)):
         parameters[f"ControlNet {index}"] = _controlnet(part, control)
+    parameters |= _enlargement(cell, size_px or (cell.width, cell.height))
     parameters["Lora hashes"] = ", ".join(f"{part.name}: {(autov3 or {}).get(part.name, autov2(part.sha256))}" for part in recipe.loras)
     parameters["TI hashes"] = ", ".join(f"{part.name}: {part.sha256[:12]}" for part in embeddings)
     parameters["Version"] = f"sdbatch {sdbatch.__version__}"
@@ -110,6 +117,15 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None) -> Infotext
         parameters={key: value for key, value in parameters.items() if value},
         hashes=_hashes(cell, embeddings),
     )
+
+
+def _enlargement(cell: Cell, size_px: tuple[int, int]) -> dict[str, str]:
+    """In the words of A1111's postprocessing."""
+    if cell.recipe.upscaler is None and cell.upscale is None:
+        return {}
+    scale = cell.upscale or round(size_px[0] / cell.width, 4)
+    upscaler = cell.recipe.upscaler.name if cell.recipe.upscaler else "Lanczos"
+    return {"Postprocess upscale by": _number(scale), "Postprocess upscaler": upscaler}
 
 
 def _hashes(cell: Cell, embeddings: list[WeightFile]) -> dict[str, str]:

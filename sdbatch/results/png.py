@@ -46,7 +46,7 @@ def png_of(cell: Cell, pixels: npt.NDArray[np.uint8], autov3: Mapping[str, str] 
     # A rehearsal's test pattern is drawn by a rule; nothing was trained for it.
     kind = "algorithmicMedia" if cell.recipe.engine == "rehearsal" else "trainedAlgorithmicMedia"
     texts = {
-        "parameters": write(infotext_of(cell, autov3)),
+        "parameters": write(infotext_of(cell, autov3, (pixels.shape[1], pixels.shape[0]))),
         "sdbatch": canonical_json(cell_facts(cell)),
         "XML:com.adobe.xmp": _XMP.format(kind=kind),
     }
@@ -74,6 +74,7 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
         "width": cell.width,
         "height": cell.height,
         "clip_skip": cell.clip_skip,
+        **({"upscale": cell.upscale, "tile_px": cell.tile_px} if cell.upscale or recipe.upscaler else {}),
         "strengths": [
             {"model": float(each.model), "text_encoder": float(each.text_encoder)} | ({"blocks": each.blocks} if each.blocks else {})
             for each in cell.strengths

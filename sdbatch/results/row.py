@@ -70,6 +70,8 @@ def row_of(picture: Picture, image: ImageFile | None, origin: Origin, attempts: 
         "image": image.path if image else None,
         "image_bytes": image.size if image else None,
         "image_sha256": image.sha256 if image else None,
+        "image_width": pixels.shape[1],
+        "image_height": pixels.shape[0],
         "image_mean": float(pixels.mean()) / 255,
         "image_std": float(pixels.std()) / 255,
     }
@@ -152,6 +154,9 @@ def _weights(cell: Cell, facts: Mapping[str, Any]) -> Row:
         "text_encoder_sha256": recipe.text_encoder.sha256 if recipe.text_encoder else None,
         "text_encoder_2": recipe.text_encoder_2.name if recipe.text_encoder_2 else None,
         "text_encoder_2_sha256": recipe.text_encoder_2.sha256 if recipe.text_encoder_2 else None,
+        "upscaler": recipe.upscaler.name if recipe.upscaler else None,
+        "upscaler_sha256": recipe.upscaler.sha256 if recipe.upscaler else None,
+        "upscale": cell.upscale,
         "loras": _loras(cell, facts),
         "embeddings": [{"name": part.name, "sha256": part.sha256} for part in recipe.embeddings],
         "hypernetworks": _hypernetworks(cell),

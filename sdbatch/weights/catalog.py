@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from sdbatch.cell import STACKS
 from sdbatch.errors import ConfigError, WeightFileError, did_you_mean
 from sdbatch.weights.kinds import GROUPS, WEIGHT_SUFFIXES, Kind
 
@@ -60,6 +61,16 @@ def to_option_name(stem: str) -> str:
     return name
 
 
+def _without_guard(name: str) -> str:
+    """An option name that is typed as a value alone: it may begin with a digit unless the whole reads as a number, `4x_sharp`."""
+    bare = name.removeprefix("_")
+    try:
+        float(bare)
+    except ValueError:
+        return bare if bare[:1].isdigit() else name
+    return name
+
+
 def _to_ascii(char: str) -> str:
     if char.isascii():
         return char
@@ -90,7 +101,7 @@ class Catalog:
             merged: dict[str, Path] = {}
             for entries in self._entries(group):
                 for name, path in _name_entries(entries).items():
-                    merged.setdefault(name, path)
+                    merged.setdefault(name if group in STACKS else _without_guard(name), path)
             self._options[group] = dict(sorted(merged.items()))
         return self._options[group]
 
@@ -113,8 +124,9 @@ class Catalog:
         path = Path(name_or_path).expanduser()
         if name_or_path and _is_weight_path(path):
             return path.absolute()
-        if (option := to_option_name(name_or_path)) in options:
-            return options[option]
+        by_key = {to_option_name(option): found for option, found in options.items()}
+        if (option := to_option_name(name_or_path)) in by_key:
+            return by_key[option]
         raise WeightFileError(self._not_found(group, name_or_path))
 
     def find_known(self, group: str, names: Iterable[str]) -> str | None:

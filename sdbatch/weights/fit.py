@@ -66,6 +66,7 @@ _NOT_RUN: dict[tuple[str, str], str] = {
     ("controlnet", "lllite"): "a ControlNet-LLLite; choose a full ControlNet",
     ("controlnet", "union"): "several ControlNets in one; choose one for a single task",
     ("controlnet", "t2i"): "which is no ControlNet; choose a ControlNet for the same task",
+    ("upscaler", ""): "of an architecture that is not run; choose one of ESRGAN, SwinIR, DAT, SPAN, OmniSR, PLKSR, Real-CUGAN or compact",
     ("checkpoint", "pix2pix"): "which edits by instruction; choose another checkpoint",
     ("checkpoint", "depth"): "which needs a depth map as input; choose another checkpoint",
     ("checkpoint", "upscale"): "which only enlarges pictures; choose another checkpoint",
