@@ -14,12 +14,12 @@ import numpy as np
 from sdbatch.errors import FolderError
 from sdbatch.plan.store import PlanFile
 from sdbatch.plan.tree import get
-from sdbatch.results.arrow import integers, iter_texts
+from sdbatch.results.arrow import integers
 from sdbatch.results.commit import read_part
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Index
-from sdbatch.results.schema import OK
-from sdbatch.tracking.tally import PARAMETERS, Group, Tally
+from sdbatch.results.schema import OK, STATUSES
+from sdbatch.tracking.tally import PARAMETERS, SAMPLE, Group, Sample, Tally
 
 LARGE = 10_000
 """Images of a plan above which its sweep is projected so."""
@@ -45,7 +45,7 @@ def count_index(sweep: SweepFolder, index: Index, samples: int) -> Tally:
         seconds=sum(made.seconds for made in index.workers.values()),
         first_ms=int(index.made_us.min()) // 1000 if len(index) else 0,
         last_ms=int(index.made_us.max(initial=0)) // 1000,
-        samples=_samples(index, samples) if len(index) else [],
+        samples=_samples(index, samples),
     )
     axes: Mapping[str, int] = about.get("axes") or {}
     return Tally(
@@ -72,8 +72,12 @@ def _constants(sweep: SweepFolder) -> dict[str, Any]:
     return found
 
 
-def _samples(index: Index, most: int) -> list[str]:
-    """Paths of the images of some rows."""
-    slots = index.slot[index.part == index.part[0]][:most]
-    rows = read_part(index.parts[int(index.part[0])], ("image",)).take(integers(slots.astype(np.int64)))
-    return [image for image in iter_texts(rows["image"]) if image]
+def _samples(index: Index, most: int) -> list[Sample]:
+    """The first images of the first part that has any."""
+    made = np.flatnonzero(index.status == STATUSES.index(OK))
+    if not len(made):
+        return []
+    part = int(index.part[made[0]])
+    slots = index.slot[made[index.part[made] == part][:most]]
+    rows = read_part(index.parts[part], SAMPLE).take(integers(slots.astype(np.int64)))
+    return [Sample.of(row) for row in rows.to_pylist() if row["image"]]

@@ -95,10 +95,10 @@ class Projection:
             self.cursor.save()
         payload = sweep_payload(self.tally, self.about, self.out)
         self._send_payload(store, parent, payload, skip=self._count_sent())
-        for group in self.tally.groups.values():
-            self._send_group(store, group, known.children.get(group.group_id), run_id)
-            self.runs += 1
         shipment = Shipment(store, self.sweep, self.cursor)
+        for group in self.tally.groups.values():
+            self._send_group(shipment, group, known.children.get(group.group_id), run_id)
+            self.runs += 1
         if not self.tally.groups:
             shipment.send_samples(run_id, self.tally.total.samples)
         shipment.send_files(run_id, with_tables=not self.is_large)
@@ -160,16 +160,16 @@ class Projection:
         """Steps of the sweep's own series that are there already."""
         return self.cursor.sent.images if not self.tally.groups else 0
 
-    def _send_group(self, store: Store, group: Group, child: Run | None, parent: str) -> None:
+    def _send_group(self, shipment: Shipment, group: Group, child: Run | None, parent: str) -> None:
         payload = group_payload(group, self.about, self.out, parent)
         readings = [asdict(reading) for reading in payload.metrics]
-        state = fingerprint([readings, group.samples, self.running])
+        state = fingerprint([readings, [sample.name for sample in group.samples], self.running])
         if child is not None and self.cursor.sent.groups.get(group.group_id) == state:
             return
-        run = child or self._create(store, payload, group)
-        self._send_payload(store, run, payload, skip=0)
-        Shipment(store, self.sweep, self.cursor).send_samples(run.info.run_id, group.samples)
-        self._close(store, run, group, None)
+        run = child or self._create(shipment.store, payload, group)
+        self._send_payload(shipment.store, run, payload, skip=0)
+        shipment.send_samples(run.info.run_id, group.samples)
+        self._close(shipment.store, run, group, None)
         self.cursor.sent.groups[group.group_id] = state
         self.cursor.save()
 

@@ -6,12 +6,15 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
+from sdbatch.results.block import ImageReader
 from sdbatch.results.folder import SweepFolder
 from sdbatch.tracking.cursor import Cursor
 from sdbatch.tracking.store import Store, open_store
 from sdbatch.tracking.table import redacted_text, write_table
+from sdbatch.tracking.tally import Sample
 from sdbatch.tracking.target import Target
 
 ROWS = "rows.parquet"
@@ -29,6 +32,7 @@ class Shipment:
 
     def __init__(self, store: Store, sweep: SweepFolder, cursor: Cursor) -> None:
         self.store, self.sweep, self.cursor = store, sweep, cursor
+        self._images = ImageReader(sweep)
 
     def send_files(self, run_id: str, with_tables: bool = True) -> None:
         """The table, the plan, the configuration and the grids; the tables of a large sweep stay where they are."""
@@ -42,12 +46,21 @@ class Shipment:
         for path in sorted(self.sweep.path.glob("grid*.png")):
             self._send(run_id, path, path.name)
 
-    def send_samples(self, run_id: str, images: Sequence[str]) -> None:
-        """Images by their path in the sweep folder; one that is gone is left out."""
-        for image in images:
-            path = self.sweep.path / image
-            if path.is_file():
-                self._send(run_id, path, f"{SAMPLES}/{PurePosixPath(image).name}")
+    def send_samples(self, run_id: str, samples: Sequence[Sample]) -> None:
+        """Images, also out of the blocks they are packed in; one that is gone is left out."""
+        for sample in samples:
+            key = f"{run_id}/{SAMPLES}/{sample.name}"
+            if self.cursor.sent.artifacts.get(key) == sample.image_sha256:
+                continue
+            try:
+                data = self._images.read(asdict(sample))
+            except OSError:
+                continue
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / sample.name
+                path.write_bytes(data)
+                _log(self.store, run_id, path, f"{SAMPLES}/{sample.name}")
+            self.cursor.sent.artifacts[key] = sample.image_sha256
 
     def _send_table(self, run_id: str, scratch: Path) -> None:
         key = f"{run_id}/{ROWS}"

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -48,7 +49,10 @@ PARAMETERS = (
 )
 """Columns that become parameters of the sweep's run where all rows agree."""
 
-COLUMNS = ("image_id", "axes", "status", "loras", "image", "versions", "worker", "made_at", *SERIES, *PARAMETERS)
+SAMPLE = ("image", "image_bytes", "image_offset", "image_sha256")
+"""Columns that say where an image is."""
+
+COLUMNS = ("image_id", "axes", "status", "loras", *SAMPLE, "versions", "worker", "made_at", *SERIES, *PARAMETERS)
 """What a projection reads of the rows."""
 
 VARIES = object()
@@ -63,6 +67,27 @@ class Point:
     """In the order of `SERIES`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image that is sent, as its row speaks of it."""
+
+    image: str
+    """Its path in the sweep folder; inside a block where images are packed."""
+    image_bytes: int
+    image_offset: int | None
+    image_sha256: str
+
+    @property
+    def name(self) -> str:
+        """Its own, wherever it is."""
+        return PurePosixPath(self.image).name
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> Sample:
+        """The image of a row."""
+        return Sample(*(row[name] for name in SAMPLE))
+
+
 @dataclass(slots=True)
 class Group:
     """Cells that differ only by seed or prompt."""
@@ -72,8 +97,8 @@ class Group:
     done: int = 0
     failed: int = 0
     points: list[Point] = field(default_factory=list[Point])
-    samples: list[str] = field(default_factory=list[str])
-    """Relative paths of the first images, in the order in which they were made."""
+    samples: list[Sample] = field(default_factory=list[Sample])
+    """The first images, in the order in which they were made."""
     seconds: float = 0.0
     """Spent on making its images."""
     first_ms: int = 0
@@ -171,7 +196,7 @@ def _add(group: Group, row: Mapping[str, Any], samples: int) -> None:
     if len(group.points) < MOST_POINTS:
         group.points.append(Point(time_ms, tuple(row[name] for name in SERIES)))
     if row["image"] and len(group.samples) < samples:
-        group.samples.append(row["image"])
+        group.samples.append(Sample.of(row))
 
 
 def _is_shared(tally: Tally, key: str, value: object) -> bool:

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from sdbatch.cell import Cell, Picture, Recipe, Sampler, Strength, WeightFile
-from sdbatch.results.commit import commit_block
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import Origin
-from sdbatch.results.writer import Failure, record
+from sdbatch.results.writer import BlockWriter, Failure, Output
 from sdbatch.tracking.store import make_sqlite
 from sdbatch.tracking.target import Target
 
@@ -48,19 +47,25 @@ def make_picture(cell: Cell) -> Picture:
     return Picture(cell, pixels, facts=facts)
 
 
-def write_block(folder: Path, cells: Sequence[Cell], block: int = 0, failing: Sequence[Cell] = ()) -> None:
+def write_block(folder: Path, cells: Sequence[Cell], block: int = 0, failing: Sequence[Cell] = (), form: str = "files") -> None:
     """Commit cells as one block."""
-    sweep = SweepFolder(folder)
     outcomes = [*map(make_picture, cells), *(Failure(cell, "out of memory") for cell in failing)]
-    rows, images = record(sweep, Origin("strengths"), outcomes, plan_size=len(outcomes))
-    commit_block(sweep, (0, block), rows, images)
+    with BlockWriter(SweepFolder(folder), Origin("strengths"), Output(len(outcomes), form)) as writer:
+        writer.put((0, block), outcomes)
 
 
 @pytest.fixture
 def make_sweep(tmp_path: Path) -> SweepMaker:
     """Make a sweep folder: strengths x seeds, the last cells failed."""
 
-    def make(name: str = "sweep", weights: Sequence[float] = (0.0, 0.5, 1.0), seeds: int = 4, failed: int = 0, config: str = "{}") -> Path:
+    def make(
+        name: str = "sweep",
+        weights: Sequence[float] = (0.0, 0.5, 1.0),
+        seeds: int = 4,
+        failed: int = 0,
+        config: str = "{}",
+        form: str = "files",
+    ) -> Path:
         folder = tmp_path / "outputs" / name
         sweep = SweepFolder(folder)
         sweep.create()
@@ -68,7 +73,7 @@ def make_sweep(tmp_path: Path) -> SweepMaker:
         good = len(cells) - failed
         sweep.write_about({"name": name, "plan_id": f"plan-{name}", "cells": len(cells), "versions": {}})
         sweep.config.write_text("prompt: a fox\n", encoding="utf-8")
-        write_block(folder, cells[:good], failing=cells[good:])
+        write_block(folder, cells[:good], failing=cells[good:], form=form)
         return folder
 
     return make

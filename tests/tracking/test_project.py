@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -10,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdbatch.errors import FolderError
+from sdbatch.results.block import PACKINGS
+from sdbatch.results.compact import compact
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.lock import holding
+from sdbatch.results.reader import load_rows
 from sdbatch.tracking import project as project_module
 from sdbatch.tracking import store as store_module
 from sdbatch.tracking.cursor import CURSOR, Cursor
@@ -59,6 +63,35 @@ def test_a_sweep_becomes_a_run_with_a_child_per_strength(make_sweep: SweepMaker,
     assert query(target, "select count(*) from metrics where key = 'denoise_s'") == [(18,)]
     assert len([name for name in artifacts(target) if name.startswith("samples/")]) == 3 * 4
     assert {"rows.parquet", "config.yaml", "sweep.json"} <= set(artifacts(target))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("form", list(PACKINGS))
+def test_packed_images_are_sent_as_samples_out_of_their_blocks(
+    make_sweep: SweepMaker, target: Target, form: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(project_module, "LARGE", 10)
+    folder = SweepFolder(make_sweep(seeds=6, failed=1, form=form))
+    assert not list(folder.images.iterdir())
+    assert project(folder.path, target).ok
+    digests = load_rows(folder, ["image_id", "image_sha256"])
+    expected = dict(zip(digests["image_id"].to_pylist(), digests["image_sha256"].to_pylist(), strict=True))
+    sent = sample_files(target)
+    assert len(sent) == (4 if large else 3 * 4), "as many as of a sweep of files"
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == expected[path.stem] for path in sent)
+    stamps = {path: path.stat().st_mtime_ns for path in sent}
+    write_block(folder.path, [make_cell(2.0, 0)], block=1, form=form)
+    compact(folder)
+    assert project(folder.path, target).ok
+    again = {path: path.stat().st_mtime_ns for path in sample_files(target)}
+    assert stamps.items() <= again.items(), "nothing is sent twice, wherever it lies by now"
+    assert len(again) <= 8 if large else len(again) == 13
+
+
+def sample_files(target: Target) -> list[Path]:
+    assert target.sqlite_file is not None
+    return sorted((target.sqlite_file.parent / "mlflow-artifacts").rglob("samples/*.png"))
 
 
 def test_sending_again_changes_nothing(make_sweep: SweepMaker, target: Target) -> None:
