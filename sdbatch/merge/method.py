@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from sdbatch.cell import Merge
 
@@ -34,7 +35,7 @@ class Knobs:
 
 
 MergePart = Callable[[Sequence[Tensor]], Tensor]
-"""From the same part of each tensor, float32, to that part of the merge. Called for each part in its order."""
+"""From the same part of each tensor, float32, to that part of the merge, which may take their place. Called for each part in order."""
 Method = Callable[[Sequence[Tensor], Knobs], MergePart]
 """From whole flat tensors, in any dtype, to what merges their parts."""
 
@@ -49,18 +50,22 @@ def merge_tensors(method: Method, tensors: Sequence[Tensor], knobs: Knobs, out: 
 
 
 def _iter_parts(flat: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-    for start in range(0, flat[0].numel(), CHUNK):
-        yield start, [tensor[start : start + CHUNK].float() for tensor in flat]
+    """Part by part in float32, each in the place of the one before."""
+    count = flat[0].numel()
+    buffers = [torch.empty(min(CHUNK, count), device=tensor.device) for tensor in flat]
+    for start in range(0, count, CHUNK):
+        length = min(CHUNK, count - start)
+        yield start, [buffer[:length].copy_(tensor[start : start + length]) for buffer, tensor in zip(buffers, flat, strict=True)]
 
 
 def weighted_sum(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """a (1 - ratio) + b ratio; exactly a at 0 and exactly b at 1."""
-    return lambda parts: torch.lerp(parts[0], parts[1], knobs.ratio)
+    return lambda parts: parts[0].lerp_(parts[1], knobs.ratio)
 
 
 def add_difference(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """a + (b - c) ratio."""
-    return lambda parts: torch.add(parts[0], parts[1] - parts[2], alpha=knobs.ratio)
+    return lambda parts: parts[0].add_(parts[1].sub_(parts[2]), alpha=knobs.ratio)
 
 
 def slerp(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
@@ -76,52 +81,84 @@ def slerp(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     length = length_a * (1 - knobs.ratio) + length_b * knobs.ratio
     share_a = math.sin((1 - knobs.ratio) * angle) / math.sin(angle) * (length / length_a)
     share_b = math.sin(knobs.ratio * angle) / math.sin(angle) * (length / length_b)
-    return lambda parts: parts[0] * share_a + parts[1] * share_b
+    return lambda parts: parts[0].mul_(share_a).add_(parts[1].mul_(share_b))
 
 
 def ties(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """c + what a and b changed of it: small changes trimmed, conflicting signs resolved, the rest averaged by ratio."""
-    limits = torch.tensor([[_limit(tensor, tensors[2], knobs.density)] for tensor in tensors[:2]])
-    shares = torch.tensor([[1 - knobs.ratio], [knobs.ratio]])
+    limits = [_limit(tensor, tensors[2], knobs.density) for tensor in tensors[:2]]
 
     def merge_part(parts: Sequence[Tensor]) -> Tensor:
-        a, b, c = parts
-        changes = torch.stack([a - c, b - c])
-        changes *= changes.abs() >= limits
-        weighted = changes * shares
-        agrees = (torch.sign(changes) == torch.sign(weighted.sum(0))) & (changes != 0)
-        total = (shares * agrees).sum(0)
-        return c + torch.where(total > 0, (weighted * agrees).sum(0) / total.clamp(min=1e-12), 0.0)
+        c = parts[2]
+        a, b = (hardshrink(part.sub_(c), limit) for part, limit in zip(parts[:2], limits, strict=True))
+        sign = torch.mul(a, 1 - knobs.ratio).add_(b * knobs.ratio).sign_()
+        # What goes with the sum is left as a size, what goes against it as none. One `torch.where` takes longer than all of this.
+        for change in (a, b):
+            change.mul_(sign).relu_()
+        larger, agree = torch.maximum(a, b), torch.minimum(a, b).sign_()
+        average = a.lerp_(b, knobs.ratio)
+        size = larger.addcmul_(average.sub_(larger), agree)
+        return c.addcmul_(size, sign)
 
     return merge_part
 
 
+SAMPLE = 2**16
+"""Changes by which the place of a limit is guessed."""
+_GUESS = 1024
+"""How far off, of the sample, a guess may be: eight standard deviations at the worst density."""
+
+
 def _limit(tensor: Tensor, base: Tensor, density: float) -> float:
-    """The size of the smallest change that is kept: the largest share of them is."""
+    """A number that the changes to be kept, the largest share of them, are beyond; 0 where all are kept."""
     kept = round(tensor.numel() * density)
     if kept >= tensor.numel():
         return 0.0
     if kept == 0:
         return math.inf
-    sizes = torch.empty(tensor.numel())
-    for start, (part, base_part) in _iter_parts([tensor, base]):
-        torch.sub(part, base_part, out=sizes[start : start + CHUNK])
-    found = sizes.abs_().numpy()
-    found.partition(tensor.numel() - kept)
-    return float(found[tensor.numel() - kept])
+    rank = tensor.numel() - kept
+    found = None
+    if tensor.numel() > 8 * SAMPLE:
+        step = tensor.numel() // SAMPLE | 1  # odd, so as not to walk down one column
+        sample = np.sort((tensor[::step].float() - base[::step].float()).abs().cpu().numpy())
+        place = rank * len(sample) // tensor.numel()
+        found = _find_rank(rank, tensor, base, sample[max(place - _GUESS, 0)], sample[min(place + _GUESS, len(sample) - 1)])
+    if found is None:
+        found = _find_rank(rank, tensor, base, 0.0, math.inf)
+    return 0.0 if found is None else float(np.nextafter(np.float32(found), np.float32(0)))
+
+
+def _find_rank(rank: int, tensor: Tensor, base: Tensor, low: float, high: float) -> float | None:
+    """The change of that rank by size, the smallest being 0; None when it does not lie between these bounds."""
+    below = 0
+    between: list[np.ndarray] = []
+    for _, (part, base_part) in _iter_parts([tensor, base]):
+        sizes = part.sub_(base_part).abs_().cpu().numpy()
+        below += np.count_nonzero(sizes < low)
+        between.append(sizes[(sizes >= low) & (sizes <= high)])
+    found = np.concatenate(between)
+    if not 0 <= rank - below < found.size:
+        return None
+    found.partition(rank - below)
+    return float(found[rank - below])
 
 
 def dare(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """c + what a and b changed of it, of which a random share is kept and made larger by as much as was dropped."""
-    random = torch.Generator().manual_seed(knobs.seed)
+    random = np.random.SFC64(knobs.seed)
+    limit = max(round(knobs.density * 2**16), 1)
 
     def drop(change: Tensor) -> Tensor:
-        return change * (torch.rand(change.shape, generator=random) < knobs.density) / knobs.density
+        # Sixteen random bits for each number: four from each draw.
+        bits = random.random_raw(-(-change.numel() // 4)).view(np.uint16)[: change.numel()]
+        kept = torch.from_numpy((bits < limit).view(np.uint8)).to(change.device)
+        return change.mul_(kept.float()).mul_(2**16 / limit)
 
     def merge_part(parts: Sequence[Tensor]) -> Tensor:
         a, b, c = parts
-        kept_a, kept_b = drop(a - c), drop(b - c)
-        return c + torch.lerp(kept_a, kept_b, knobs.ratio)
+        drop(a.sub_(c))
+        drop(b.sub_(c))
+        return c.add_(a.lerp_(b, knobs.ratio))
 
     return merge_part
 

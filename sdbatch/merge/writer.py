@@ -1,13 +1,14 @@
-"""Writes safetensors a tensor at a time: the header first, then each tensor as it is made. There whole or not at all."""
+"""Writes safetensors tensor by tensor: the header first, then each where it belongs when it is made. There whole or not at all."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import struct
 from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ _NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 """Safetensors' names of the element types."""
+
+MOST_AT_ONCE = 4
+"""Tensors in the making: more would wait for the disk and take memory."""
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes written after each tensor."""
@@ -99,21 +103,44 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], metadata: Mappin
     """Write a file and flush it to the disk."""
     # The widest numbers first, so that each tensor starts at a multiple of its numbers' size.
     order = sorted(entries, key=lambda name: -entries[name].like.element_size())
+    header = to_header({name: entries[name].like for name in order}, metadata)
+    starts = itertools.accumulate((entries[name].like.nbytes for name in order), initial=len(header))
     with explained("cannot write", path), path.open("xb", buffering=0) as file:
-        file.write(to_header({name: entries[name].like for name in order}, metadata))
-        # One tensor is written while the next is made.
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            writing: Future[None] | None = None
-            for name in order:
-                data = _to_bytes(name, entries[name])
-                if writing is not None:
-                    writing.result()
-                writing = pool.submit(_write, file.fileno(), data)
-                entries[name].done()
-                on_bytes(entries[name].like.nbytes)
-            if writing is not None:
-                writing.result()
+        _write(file.fileno(), memoryview(header), 0)
+        with _one_thread_each(), ThreadPoolExecutor(_count_threads()) as pool:
+            making = [pool.submit(_make, file.fileno(), name, entries[name], start) for name, start in zip(order, starts, strict=False)]
+            try:
+                for name, made in zip(order, making, strict=True):
+                    made.result()
+                    on_bytes(entries[name].like.nbytes)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         os.fsync(file.fileno())
+
+
+def _count_threads() -> int:
+    """Tensors that are made and written at the same time: at least two, so that one is made while another is written."""
+    return min(max(len(os.sched_getaffinity(0)), 2), MOST_AT_ONCE)
+
+
+@contextmanager
+def _one_thread_each() -> Generator[None]:
+    """Torch without threads of its own for a while: tensors are made side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _make(descriptor: int, name: str, entry: Entry, start: int) -> None:
+    tensor = entry.make()
+    assert (tensor.shape, tensor.dtype) == (entry.like.shape, entry.like.dtype), name
+    flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    _write(descriptor, memoryview(flat), start)
+    entry.done()
 
 
 def to_header(likes: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -128,16 +155,10 @@ def to_header(likes: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     return struct.pack("<Q", len(text)) + text
 
 
-def _to_bytes(name: str, entry: Entry) -> memoryview:
-    tensor = entry.make()
-    assert (tensor.shape, tensor.dtype) == (entry.like.shape, entry.like.dtype), name
-    flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(flat)
-
-
-def _write(descriptor: int, data: memoryview) -> None:
+def _write(descriptor: int, data: memoryview, start: int) -> None:
     while data:
-        data = data[os.write(descriptor, data) :]
+        written = os.pwrite(descriptor, data, start)
+        data, start = data[written:], start + written
 
 
 def total_bytes(files: Iterable[Mapping[str, Entry]]) -> int:
