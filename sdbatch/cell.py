@@ -17,7 +17,14 @@ SEED_LIMIT = 2**32
 """Seeds are below this: torch's CPU generator ignores the higher bits, so seed 2**32 would repeat seed 0."""
 
 
-STACKS = {"lora": "loras", "embedding": "embeddings", "hypernetwork": "hypernetworks", "controlnet": "controlnets"}
+STACKS = {
+    "lora": "loras",
+    "embedding": "embeddings",
+    "hypernetwork": "hypernetworks",
+    "controlnet": "controlnets",
+    "ip_adapter": "ip_adapters",
+    "image_encoder": "image_encoders",
+}
 """Config group of each ordered set of adapters -> the field of a recipe that holds its files."""
 
 SINGLE_PARTS = ("vae", "text_encoder", "text_encoder_2", "upscaler")
@@ -92,6 +99,9 @@ class Recipe:
     """Textual-inversion embeddings; the name of the file is the word of the prompt that calls it."""
     hypernetworks: tuple[WeightFile, ...] = ()
     controlnets: tuple[WeightFile, ...] = ()
+    ip_adapters: tuple[WeightFile, ...] = ()
+    image_encoders: tuple[WeightFile, ...] = ()
+    """What the IP-Adapters see their pictures through; each takes the one that gives what it reads."""
     strict_loras: tuple[str, ...] = ()
     """Names of the LoRAs that must be applied as a whole."""
     prediction_type: str | None = None
@@ -206,6 +216,20 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePrompt:
+    """What one IP-Adapter of the stack is shown."""
+
+    image: str
+    """Absolute path of the picture."""
+    image_sha256: str
+    weight: float = 1.0
+    """0 is none, 1 as trained."""
+    start: float = 0.0
+    """Share of the steps at which it begins, 0 to 1."""
+    end: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One image to make."""
 
@@ -230,6 +254,8 @@ class Cell:
     """One per hypernetwork of the recipe; 1 is as trained, 0 is none."""
     controls: tuple[Control, ...] = ()
     """One per ControlNet of the recipe."""
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    """One per IP-Adapter of the recipe."""
     upscale: float | None = None
     """Final size over the size that is made; None: the upscaler's own factor, without one 1."""
     tile_px: int = 512

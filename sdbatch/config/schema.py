@@ -253,6 +253,28 @@ class ControlNetConf(FileConf):
 
 
 @dataclass
+class IpAdapterConf(FileConf):
+    """One IP-Adapter of the stack: it makes a picture part of the prompt."""
+
+    file: str = MISSING
+    image: str = MISSING
+    """The picture."""
+    weight: float = 1.0
+    """0 is none, 1 as trained."""
+    start: float = 0.0
+    """Share of the steps at which it begins."""
+    end: float = 1.0
+    """Share of the steps at which it ends."""
+
+
+@dataclass
+class ImageEncoderConf(FileConf):
+    """A CLIP image encoder, through which IP-Adapters see. With none in the stack, the one that fits is taken by itself."""
+
+    file: str = MISSING
+
+
+@dataclass
 class SamplerConf:
     """A sampler by the name users know."""
 
@@ -358,6 +380,8 @@ class Config:
     embedding: dict[str, EmbeddingConf] = field(default_factory=dict)
     hypernetwork: dict[str, HypernetworkConf] = field(default_factory=dict)
     controlnet: dict[str, ControlNetConf] = field(default_factory=dict)
+    ip_adapter: dict[str, IpAdapterConf] = field(default_factory=dict)
+    image_encoder: dict[str, ImageEncoderConf] = field(default_factory=dict)
     sampler: SamplerConf = field(default_factory=SamplerConf)
     task: TaskConf = field(default_factory=TaskConf)
     memory: MemoryConf = field(default_factory=MemoryConf)

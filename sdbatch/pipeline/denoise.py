@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdbatch.adapters.controlnet import ControlNetBatch
+from sdbatch.adapters.ip_adapter import IpAdapterStack
 from sdbatch.pipeline.samplers import Schedule
 from sdbatch.pipeline.text import Embedding
 
@@ -34,6 +35,8 @@ class Conditions:
     """None where the network takes the guidance scale as an input."""
     guidance_scales: tuple[float, ...]
     controls: tuple[ControlNetBatch, ...] = ()
+    ip_adapters: IpAdapterStack | None = None
+    """On the network, with the pictures of the batch."""
 
     @property
     def is_guided(self) -> bool:

@@ -182,12 +182,15 @@ class DiffusersEngine:
             gather(job.negative, dtype) if job.negative else None,
             tuple(cell.guidance_scale for cell in job.cells),
             self._controls(job.cells),
+            self.model.ip_adapters,
         )
         repeat = 2 if conditions.is_guided else 1
         if (stack := self.model.stack(self.model.family.denoiser)) is not None:
             stack.set_cells([cell.strengths for cell in job.cells], repeat)
         if self.model.hypernetworks is not None:
             self.model.hypernetworks.set_strengths(torch.tensor([cell.hypernetwork_weights for cell in job.cells]).repeat(repeat, 1))
+        if self.model.ip_adapters is not None:
+            self.model.ip_adapters.set_prompts([cell.image_prompts for cell in job.cells], is_guided=conditions.is_guided)
         vae: Any = self.model.vae
         noise = draw_noise(job.generators, (vae.config.latent_channels, *self._latent_size(job.cells[0])))
         latents = denoise(self._denoiser(conditions, job.cells[0]), job.schedule, noise.to(self.device), on_step)

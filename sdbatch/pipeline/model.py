@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sdbatch.adapters.controlnet import load_controlnet
 from sdbatch.adapters.embedding import embedding_words, load_embedding
 from sdbatch.adapters.hypernetwork import HypernetworkStack, load_hypernetwork
+from sdbatch.adapters.ip_adapter import IpAdapterStack
 from sdbatch.adapters.lora import Lora, load_lora
 from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import Recipe
@@ -21,6 +22,7 @@ from sdbatch.families import Encoder, Family, find_family
 from sdbatch.pipeline.assemble import load_component, load_tokenizer, open_checkpoint, read_scheduler_config
 from sdbatch.pipeline.clip import ClipEncoder
 from sdbatch.pipeline.configs import Configs
+from sdbatch.pipeline.image_prompt import IpAdapters
 from sdbatch.pipeline.t5 import T5Encoder
 from sdbatch.pipeline.text import PromptEncoder
 from sdbatch.pipeline.upscale import Upscaler, load_upscaler
@@ -65,6 +67,8 @@ class Model:
         self.encoder: PromptEncoder | None = None
         self.loras: list[Lora] = []
         self.hypernetworks: HypernetworkStack | None = None
+        self.ip_adapters: IpAdapterStack | None = None
+        self._ip_adapters = IpAdapters()
         self.upscaler: Upscaler | None = None
         self._upscaler_key: Hashable = None
         self._controlnets: list[tuple[Hashable, nn.Module]] = []
@@ -116,6 +120,7 @@ class Model:
         try:
             self._load(recipe)
             self._load_controlnets(recipe)
+            self._ip_adapters.load(recipe, self.denoiser, self.dtype, self._place)
             self._load_upscaler(recipe)
             self._attach_adapters(recipe)
         except BaseException:
@@ -128,6 +133,7 @@ class Model:
         self._detach_adapters()
         self._slots.clear()
         self._controlnets = []
+        self._ip_adapters.clear()
         self.upscaler = self._upscaler_key = None
         self.loras = []
         self.recipe = None
@@ -149,12 +155,13 @@ class Model:
             nn.Module.to(module, dtypes[name])  # diffusers' own `to` warns of what is meant here
         for component, stack in self._stacks.items():
             stack.to(dtypes[component])
+        self._ip_adapters.forget()
         if self.encoder is not None:
             self.encoder.forget()
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         modules = [(name, value) for name, (_, value) in self._slots.items() if isinstance(value, nn.Module)]
-        modules += [(f"controlnet.{index}", net) for index, net in enumerate(self.controlnets)]
+        modules += [(f"controlnet.{index}", net) for index, net in enumerate(self.controlnets)] + self._ip_adapters.modules()
         return [*modules, ("upscaler", self.upscaler.module)] if self.upscaler else modules
 
     def _load(self, recipe: Recipe) -> None:
@@ -215,8 +222,8 @@ class Model:
             self._upscaler_key = key
 
     def _attach_adapters(self, recipe: Recipe) -> None:
-        """LoRAs, hypernetworks and embeddings, when they or what they are attached to have changed."""
-        key = (recipe.loras, recipe.strict_loras, recipe.hypernetworks, recipe.embeddings)
+        """LoRAs, hypernetworks, IP-Adapters and embeddings, when they or what they are attached to have changed."""
+        key = (recipe.loras, recipe.strict_loras, recipe.hypernetworks, recipe.ip_adapters, recipe.image_encoders, recipe.embeddings)
         if self.encoder is not None and key == self._adapters_key:
             return
         self._detach_adapters()
@@ -230,6 +237,7 @@ class Model:
             lora.deltas.clear()  # the stacks have them in the model's dtype
         if recipe.hypernetworks:
             self.hypernetworks = HypernetworkStack(self.denoiser, [load_hypernetwork(file) for file in recipe.hypernetworks])
+        self.ip_adapters = self._ip_adapters.attach(self.denoiser)
         self.encoder = self._build_encoder(find_family(recipe.family), recipe)
         self._adapters_key = key
 
@@ -261,6 +269,9 @@ class Model:
         if self.hypernetworks is not None:
             self.hypernetworks.detach()
             self.hypernetworks = None
+        if self.ip_adapters is not None:
+            self.ip_adapters.detach()
+            self.ip_adapters = None
         if self.encoder is not None:
             self.encoder.detach()
         self.encoder = None

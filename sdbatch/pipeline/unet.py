@@ -57,6 +57,8 @@ class UNetDenoiser:
         given = schedule.scale_input(wide, schedule.timesteps[step]).to(self.dtype)
         timestep = schedule.timesteps_on(self.device)[step]
         extra = add_controls(self.conditions.controls, (step, len(schedule.timesteps)), given, timestep, self.embeds, self.added)
+        if self.conditions.ip_adapters is not None:
+            self.conditions.ip_adapters.set_step((step, len(schedule.timesteps)))
         if self.added:
             extra["added_cond_kwargs"] = self.added
         prediction = self.unet(self._with_mask(given), timestep, encoder_hidden_states=self.embeds, return_dict=False, **extra)[0].float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, Merge, Recipe, Sampler, Strength, WeightFile
+from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, ImagePrompt, Merge, Recipe, Sampler, Strength, WeightFile
 from sdbatch.families.lora_blocks import to_text
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.merge.blocks import read_blocks
@@ -110,6 +110,7 @@ def cell_of(config: Tree, recipe: Recipe, files: Files, image_id: str, axes: tup
         controls=tuple(_control(item, files) for item in cast(dict[str, Tree], get(config, "controlnet") or {}).values()),
         upscale=get(config, "upscaler.scale"),
         tile_px=get(config, "upscaler.tile_px", 512),
+        image_prompts=tuple(_image_prompt(item, files) for item in cast(dict[str, Tree], get(config, "ip_adapter") or {}).values()),
         axes=axes,
         config=canonical(config),
     )
@@ -133,6 +134,11 @@ def _strength(item: Tree) -> Strength:
 def _control(item: Tree, files: Files) -> Control:
     image = files.image(item["image"])
     return Control(image.path, image.sha256, item.get("preprocessor") or "none", item["weight"], item["start"], item["end"])
+
+
+def _image_prompt(item: Tree, files: Files) -> ImagePrompt:
+    image = files.image(item["image"])
+    return ImagePrompt(image.path, image.sha256, item["weight"], item["start"], item["end"])
 
 
 def prune(config: Tree, defaults: Mapping[str, Any]) -> Tree:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdbatch.cell import SINGLE_PARTS, Recipe
+from sdbatch.cell import SINGLE_PARTS, Recipe, WeightFile
 from sdbatch.errors import Fault, SdbatchError
 from sdbatch.families import FAMILIES
+from sdbatch.plan.image_encoder import encoder_faults
 from sdbatch.plan.merge_rule import merge_faults
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.fit import describe, find_mismatch
@@ -55,6 +56,15 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
             yield Fault(key, f"{file.name} {message}. {_fitting(group, base, catalog, index)}")
         elif group == "upscaler" and (told := missing_library()):
             yield Fault(key, f"{file.name}: {told}")
+        elif group == "ip_adapter":
+            yield from _encoder_faults(recipe, file, catalog, index)
+
+
+def _encoder_faults(recipe: Recipe, file: WeightFile, catalog: Catalog, index: Index) -> Iterator[Fault]:
+    try:
+        yield from encoder_faults(recipe, file, catalog, index)
+    except SdbatchError:
+        return  # an image encoder that cannot be read is told in its own turn
 
 
 def _find_wrong_model(base: Identity, recipe: Recipe) -> str | None:

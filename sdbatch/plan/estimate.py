@@ -55,6 +55,8 @@ def _loads(recipes: list[Recipe]) -> str:
         "embeddings": [recipe.embeddings for recipe in recipes],
         "hypernetworks": [recipe.hypernetworks for recipe in recipes],
         "ControlNets": [recipe.controlnets for recipe in recipes],
+        "IP-Adapters": [recipe.ip_adapters for recipe in recipes],
+        "image encoders": [recipe.image_encoders for recipe in recipes],
     }
     told: list[str] = []
     for name, values in parts.items():

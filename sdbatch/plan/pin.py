@@ -53,13 +53,14 @@ def find_preset(groups: Sequence[Tree], group: str, asked: str) -> Mapping[str, 
 def tell_absent(group: str, preset: Mapping[str, Any], catalog: Catalog) -> str:
     """What to put where, when none of a preset's files is there."""
     known = ", ".join([*preset["known"][:3], *(["..."] if len(preset["known"]) > 3 else [])])
-    folder = _shown(catalog.target(group))
+    folder = shown_folder(catalog.target(group))
     text = f"{preset['name']} is not in the models folders (it is known as {known}). Put the file into {folder}"
     text += f", from {preset['source']}" if preset["source"] else ""
     return text + (f", or run `sdbatch pull {group}={preset['name']}`." if preset["repo"] else ".")
 
 
-def _shown(folder: Path) -> str:
+def shown_folder(folder: Path) -> str:
+    """A folder as people type it: relative to where they are, if it is there."""
     try:
         return str(folder.relative_to(Path.cwd()))
     except ValueError:

@@ -128,8 +128,8 @@ def reorder(columns: Mapping[str, Column], order: Codes) -> dict[str, Column]:
 def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
     """The rank of each recipe, so that the dearest part to load changes least often.
 
-    A checkpoint costs most, then ControlNets, the VAE, adapters, embeddings. Within a level parts keep the order in which
-    they first appear.
+    A checkpoint costs most, then ControlNets, image encoders with their IP-Adapters, the VAE, adapters, embeddings. Within a
+    level parts keep the order in which they first appear.
     """
 
     def ranks(parts: Sequence[object]) -> list[int]:
@@ -140,6 +140,7 @@ def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
         ranks([(r.engine, r.family, r.config, r.checkpoint, r.ema, r.prediction_type, r.zero_snr, r.dtype) for r in recipes]),
         ranks([recipe.merge for recipe in recipes]),
         ranks([recipe.controlnets for recipe in recipes]),
+        ranks([(recipe.image_encoders, recipe.ip_adapters) for recipe in recipes]),
         ranks([(recipe.vae, recipe.text_encoder, recipe.text_encoder_2) for recipe in recipes]),
         ranks([recipe.loras for recipe in recipes]),
         ranks([recipe.embeddings for recipe in recipes]),

@@ -18,15 +18,23 @@ from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.family_rule import FAMILY_KEYS, family_fault
 from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
+from sdbatch.plan.image_encoder import choose_encoders
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
 from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
 from sdbatch.plan.rule import RULES, block_fault, pair_faults
 from sdbatch.plan.tree import Tree, expand, get, has, overlay
+from sdbatch.weights.index import Index
 
 BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
 
-OPTIONAL_FILES = (*(f"{group}.file" for group in SINGLE_PARTS), "controlnet.*.image", "checkpoint.merge.b", "checkpoint.merge.c")
+OPTIONAL_FILES = (
+    *(f"{group}.file" for group in SINGLE_PARTS),
+    "controlnet.*.image",
+    "ip_adapter.*.image",
+    "checkpoint.merge.b",
+    "checkpoint.merge.c",
+)
 """Files that may be left out, or whose absence a rule tells better."""
 
 Digests = dict[tuple[str, str], str]
@@ -38,6 +46,7 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
     Raises: PlanError with every fault found.
     """
     faults = FaultList()
+    draft = choose_encoders(draft, book, Index())
     _refuse_idle_axes(draft, defaults, faults)
     _check_ranges(draft, faults)
     _check_families(draft, faults)

@@ -65,6 +65,8 @@ PIXELS = Rule(
 TEXT = Rule(_is_text, lambda value: f"{str(value)[:40]!r} is not valid text (a NUL, a lone surrogate, or over {PROMPT_LIMIT} characters).")
 STRENGTH = between(-10, 10)
 SHARE = between(0, 1)
+WINDOWED = ("controlnet", "ip_adapter")
+"""Stacks whose items act on a part of the steps."""
 SCALE = between(0.125, 16)
 TILE = between(64, 8192, "px")
 
@@ -100,6 +102,10 @@ RULES: dict[str, Rule] = {
     "controlnet.*.image": Rule(
         lambda value: bool(value), lambda value: "is not set; give the control image, or the picture to preprocess."
     ),
+    "ip_adapter.*.weight": STRENGTH,
+    "ip_adapter.*.start": SHARE,
+    "ip_adapter.*.end": SHARE,
+    "ip_adapter.*.image": Rule(lambda value: bool(value), lambda value: "is not set; give the picture that the images shall follow."),
     "family.name": one_of(lambda: list(FAMILIES), "family"),
     "family.config": Rule(lambda value: bool(value), lambda value: "is not set; give the folder of the model's weightless configs."),
     "sampler.name": one_of(lambda: list(SAMPLERS), "sampler"),
@@ -134,9 +140,10 @@ def pair_faults(config: Tree) -> list[tuple[str, str]]:
     for name, item in (get(config, "lora") or {}).items():
         if told := block_fault(item.get("blocks"), family):
             found.append((f"lora.{name}.blocks", told))
-    for name, item in (get(config, "controlnet") or {}).items():
-        if item["start"] >= item["end"]:
-            found.append((f"controlnet.{name}.end", f"{item['end']} is not after start={item['start']}, so it would do nothing."))
+    for stack in WINDOWED:
+        for name, item in (get(config, stack) or {}).items():
+            if item["start"] >= item["end"]:
+                found.append((f"{stack}.{name}.end", f"{item['end']} is not after start={item['start']}, so it would do nothing."))
     sampler = config["sampler"]
     if sampler.get("options") and sampler["name"] in SAMPLERS:
         known = SAMPLERS[sampler["name"]]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import sdbatch
-from sdbatch.cell import Cell, Control, WeightFile
+from sdbatch.cell import Cell, Control, ImagePrompt, WeightFile
 from sdbatch.errors import ConfigError
 from sdbatch.results.row import autov2
 
@@ -106,7 +106,11 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None, size_px: tu
         "RNG": "CPU",
     }
     for index, (part, control) in enumerate(zip(recipe.controlnets, cell.controls, strict=True)):
-        parameters[f"ControlNet {index}"] = _controlnet(part, control)
+        parameters[f"ControlNet {index}"] = _unit(control.preprocessor, part, control)
+    for index, (part, shown) in enumerate(zip(recipe.ip_adapters, cell.image_prompts, strict=True), len(recipe.controlnets)):
+        # To A1111's ControlNet extension an IP-Adapter is one more unit, and this the module that finds its image encoder.
+        parameters[f"ControlNet {index}"] = _unit("ip-adapter-auto", part, shown)
+    parameters |= _enlargement(cell, size_px or (cell.width, cell.height))
     parameters |= _enlargement(cell, size_px or (cell.width, cell.height))
     parameters["Lora hashes"] = ", ".join(f"{part.name}: {(autov3 or {}).get(part.name, autov2(part.sha256))}" for part in recipe.loras)
     parameters["TI hashes"] = ", ".join(f"{part.name}: {part.sha256[:12]}" for part in embeddings)
@@ -152,10 +156,10 @@ def _network_tags(cell: Cell) -> list[str]:
     return tags + [f"<hypernet:{part.name}:{_number(weight)}>" for part, weight in hypernetworks]
 
 
-def _controlnet(part: WeightFile, control: Control) -> str:
+def _unit(module: str, part: WeightFile, given: Control | ImagePrompt) -> str:
     return (
-        f"Module: {control.preprocessor}, Model: {part.name} [{part.sha256[:8]}], Weight: {_number(control.weight)}, "
-        f"Guidance Start: {_number(control.start)}, Guidance End: {_number(control.end)}"
+        f"Module: {module}, Model: {part.name} [{part.sha256[:8]}], Weight: {_number(given.weight)}, "
+        f"Guidance Start: {_number(given.start)}, Guidance End: {_number(given.end)}"
     )
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import sdbatch
-from sdbatch.cell import Cell, content_of
+from sdbatch.cell import Cell, ImagePrompt, content_of
 from sdbatch.errors import FolderError
 from sdbatch.results.infotext import infotext_of, write
 from sdbatch.results.row import canonical_json
@@ -91,6 +91,17 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
             }
             for each in cell.controls
         ],
+        **({"image_prompts": [_image_prompt(each) for each in cell.image_prompts]} if cell.image_prompts else {}),
+    }
+
+
+def _image_prompt(prompt: ImagePrompt) -> dict[str, Any]:
+    return {
+        "image": PurePath(prompt.image).name,
+        "image_sha256": prompt.image_sha256,
+        "weight": float(prompt.weight),
+        "start": float(prompt.start),
+        "end": float(prompt.end),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdbatch.cell import Cell, Merge, Picture, Recipe, content_of
+from sdbatch.cell import Cell, Merge, Picture, Recipe, WeightFile, content_of
 from sdbatch.results.arrow import table_of_records
 from sdbatch.results.schema import FAILED, FLAT, NAN, OK, SCHEMA, SCHEMA_VERSION
 
@@ -158,9 +158,11 @@ def _weights(cell: Cell, facts: Mapping[str, Any]) -> Row:
         "upscaler_sha256": recipe.upscaler.sha256 if recipe.upscaler else None,
         "upscale": cell.upscale,
         "loras": _loras(cell, facts),
-        "embeddings": [{"name": part.name, "sha256": part.sha256} for part in recipe.embeddings],
+        "embeddings": _files(recipe.embeddings),
         "hypernetworks": _hypernetworks(cell),
         "controlnets": _controlnets(cell),
+        "ip_adapters": _ip_adapters(cell),
+        "image_encoders": _files(recipe.image_encoders),
     }
 
 
@@ -208,6 +210,25 @@ def _controlnets(cell: Cell) -> list[Row]:
         }
         for part, control in zip(cell.recipe.controlnets, cell.controls, strict=True)
     ]
+
+
+def _ip_adapters(cell: Cell) -> list[Row]:
+    return [
+        {
+            "name": part.name,
+            "sha256": part.sha256,
+            "image": PurePath(shown.image).name,
+            "image_sha256": shown.image_sha256,
+            "weight": shown.weight,
+            "start": shown.start,
+            "end": shown.end,
+        }
+        for part, shown in zip(cell.recipe.ip_adapters, cell.image_prompts, strict=True)
+    ]
+
+
+def _files(parts: Sequence[WeightFile]) -> list[Row]:
+    return [{"name": part.name, "sha256": part.sha256} for part in parts]
 
 
 def _making(facts: Mapping[str, Any], origin: Origin, attempts: int) -> Row:

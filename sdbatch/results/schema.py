@@ -31,7 +31,7 @@ _LORAS = pa.list_(
         ]
     )
 )
-_EMBEDDINGS = pa.list_(pa.struct([pa.field("name", _TEXT), pa.field("sha256", _TEXT)]))
+_FILES = pa.list_(pa.struct([pa.field("name", _TEXT), pa.field("sha256", _TEXT)]))
 _HYPERNETWORKS = pa.list_(pa.struct([pa.field("name", _TEXT), pa.field("sha256", _TEXT), pa.field("weight", pa.float64())]))
 _CONTROLNETS = pa.list_(
     pa.struct(
@@ -41,6 +41,20 @@ _CONTROLNETS = pa.list_(
             pa.field("image", _TEXT),
             pa.field("image_sha256", _TEXT),
             pa.field("preprocessor", _TEXT),
+            pa.field("weight", pa.float64()),
+            pa.field("start", pa.float64()),
+            pa.field("end", pa.float64()),
+        ]
+    )
+)
+
+_IP_ADAPTERS = pa.list_(
+    pa.struct(
+        [
+            pa.field("name", _TEXT),
+            pa.field("sha256", _TEXT),
+            pa.field("image", _TEXT),
+            pa.field("image_sha256", _TEXT),
             pa.field("weight", pa.float64()),
             pa.field("start", pa.float64()),
             pa.field("end", pa.float64()),
@@ -85,9 +99,11 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("upscaler_sha256", _TEXT, "SHA-256 of the upscaler file; null: none"),
     ("upscale", pa.float64(), "final size over width x height as asked for; null: the upscaler's own factor, or not enlarged"),
     ("loras", _LORAS, "the LoRA stack in its order; 1 is as trained; blocks as typed; applied of total keys, null when not counted"),
-    ("embeddings", _EMBEDDINGS, "the textual-inversion embeddings at hand"),
+    ("embeddings", _FILES, "the textual-inversion embeddings at hand"),
     ("hypernetworks", _HYPERNETWORKS, "the hypernetworks in their order; 1 is as trained"),
     ("controlnets", _CONTROLNETS, "the ControlNets with their inputs; image is a file name; start and end as shares of the steps"),
+    ("ip_adapters", _IP_ADAPTERS, "the IP-Adapters with their pictures; image is a file name; start and end as shares of the steps"),
+    ("image_encoders", _FILES, "the image encoders that the IP-Adapters see through"),
     ("image", _TEXT, "path of the PNG relative to the sweep folder, with /, a block of images as a folder; null when none was saved"),
     ("image_offset", pa.int64(), "where the PNG begins in its tar block; null: the image is a file, or in a Parquet block"),
     ("image_bytes", pa.int64(), "size of the PNG file in bytes"),

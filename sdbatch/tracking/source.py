@@ -39,7 +39,7 @@ MOST_SWEEPS = 50
 MOST_ROWS = 100_000
 """Of a sweep that is compared: all are held in memory."""
 
-UNUSED = ("config", "versions", "scheduler_options", "embeddings", "controlnets")
+UNUSED = ("config", "versions", "scheduler_options", "embeddings", "controlnets", "ip_adapters", "image_encoders")
 COLUMNS = tuple(name for name in SCHEMA.names if name not in UNUSED and not name.endswith("_sha256"))
 """Rows without what no comparison shows and makes up most of their size."""
 

@@ -66,7 +66,11 @@ _NOT_RUN: dict[tuple[str, str], str] = {
     ("controlnet", "lllite"): "a ControlNet-LLLite; choose a full ControlNet",
     ("controlnet", "union"): "several ControlNets in one; choose one for a single task",
     ("controlnet", "t2i"): "which is no ControlNet; choose a ControlNet for the same task",
+    ("ip_adapter", "faceid"): "which reads faces by insightface, which is not run; choose ip-adapter-plus-face or ip-adapter-full-face",
+    ("image_encoder", "openclip"): "under OpenCLIP's names; use the version for transformers, such as image_encoder=clip_vit_h",
+    ("image_encoder", "siglip"): "which no IP-Adapter of SD 1.x or SDXL was trained with; choose a CLIP, such as image_encoder=clip_vit_h",
     ("upscaler", ""): "of an architecture that is not run; choose one of ESRGAN, SwinIR, DAT, SPAN, OmniSR, PLKSR, Real-CUGAN or compact",
+    ("image_encoder", "bare"): "without the projection that plain IP-Adapters read; choose a whole one, such as image_encoder=clip_vit_h",
     ("checkpoint", "pix2pix"): "which edits by instruction; choose another checkpoint",
     ("checkpoint", "depth"): "which needs a depth map as input; choose another checkpoint",
     ("checkpoint", "upscale"): "which only enlarges pictures; choose another checkpoint",
@@ -93,6 +97,8 @@ def _find_difference(file: Identity, group: str, base: Identity) -> str | None:
             return f" with {_join(_token_widths(base))}-wide tokens"
         case "controlnet" if base.family == "flux":
             return ", with which sdbatch runs no ControlNet"
+        case "ip_adapter" if base.family == "flux":
+            return ", with which sdbatch runs no IP-Adapter"
         case "checkpoint" | "lora" | "controlnet" | "ip_adapter" | "hypernetwork":
             differs = _differ(file.cross_attention_width, base.cross_attention_width) or _differ(file.family, base.family)
             return _width(base) if differs else None
@@ -144,7 +150,14 @@ def _describe_numbers(identity: Identity) -> str:
         return f"{identity.latent_channels} latent channels" if identity.latent_channels else ""
     if identity.kind in {"embedding", "text_encoder"}:
         return f"{_join(identity.embedding_widths)}-wide tokens" if identity.embedding_widths else ""
+    if identity.kind == "image_encoder":
+        return _describe_image(identity)
     return f"{identity.cross_attention_width}-wide cross-attention" if identity.cross_attention_width else ""
+
+
+def _describe_image(encoder: Identity) -> str:
+    widths = ((encoder.image_embedding_width, "embedding"), (encoder.image_hidden_width, "layers"))
+    return ", ".join(f"{width}-wide {what}" for width, what in widths if width)
 
 
 def _width(base: Identity) -> str:

@@ -71,11 +71,19 @@ def find_input_channels(header: Header) -> int | None:
     return None
 
 
-def find_image_embedding_width(header: Header) -> int | None:
-    """What the image encoder of an IP-Adapter must give."""
-    return _last_dim(
-        header, ("image_proj.proj.weight", "image_proj.proj_in.weight", "image_proj.proj.0.weight", "ip_adapter_proj_model.proj.weight")
-    )
+def find_image_embedding_width(header: Header, kind: str) -> int | None:
+    """Width of the summary that an image encoder gives of a picture, or that an IP-Adapter reads."""
+    if kind == "image_encoder":
+        projection = next((info.shape for name, info in header.tensors.items() if name.endswith("visual_projection.weight")), ())
+        return projection[0] if len(projection) == 2 else None
+    return _last_dim(header, ("image_proj.proj.weight", "ip_adapter_proj_model.proj.weight")) if kind == "ip_adapter" else None
+
+
+def find_image_hidden_width(header: Header, kind: str) -> int | None:
+    """Width of an image encoder's layers, or of the patches that an IP-Adapter reads."""
+    if kind == "image_encoder":
+        return next((info.shape[-1] for name, info in header.tensors.items() if name.endswith(".class_embedding") and info.shape), None)
+    return _last_dim(header, ("image_proj.proj_in.weight", "image_proj.proj.0.weight")) if kind == "ip_adapter" else None
 
 
 def find_t2i_family(header: Header) -> str | None:

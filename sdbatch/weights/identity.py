@@ -19,9 +19,10 @@ GROUP_OF_KIND: dict[str, str] = {
     "controlnet": "controlnet",
     "t2i_adapter": "controlnet",
     "ip_adapter": "ip_adapter",
+    "image_encoder": "image_encoder",
     "upscaler": "upscaler",
 }
-"""Kind -> config group that takes it. Image encoders and motion modules have none yet."""
+"""Kind -> config group that takes it. Motion modules have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Identity:
 
     path: Path
     kind: str
-    """A key of GROUP_OF_KIND, `image_encoder`, `motion_module`, or `unknown`. `denoiser`: a UNet or transformer alone."""
+    """A key of GROUP_OF_KIND, `motion_module`, or `unknown`. `denoiser`: a UNet or transformer alone."""
     format: str
     """`safetensors`, `pickle` or `folder`."""
     size: int
@@ -55,7 +56,9 @@ class Identity:
     """How many tokens an embedding takes in the prompt."""
     latent_channels: int | None = None
     image_embedding_width: int | None = None
-    """Of an IP-Adapter: what its image encoder must give."""
+    """Of the summary that an image encoder gives of a picture; of an IP-Adapter that reads it: what it must be."""
+    image_hidden_width: int | None = None
+    """Of an image encoder's layers; of an IP-Adapter that reads every patch of the picture (plus, full): what it must be."""
     prediction_type: str | None = None
     """`epsilon`, `v_prediction`, `flow`; None when the header does not tell."""
     zero_snr: bool = False

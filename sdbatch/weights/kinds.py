@@ -25,6 +25,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("embedding", ("embeddings",)),
     Kind("hypernetwork", ("hypernetworks",)),
     Kind("ip_adapter", ("ipadapter", "ip_adapter", "ip-adapter")),
+    Kind("image_encoder", ("clip_vision", "image_encoders", "image_encoder")),
     Kind("upscaler", ("upscale_models", "esrgan", "realesrgan", "swinir", "dat", "ldsr")),
 )
 

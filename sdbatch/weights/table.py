@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         ("embedding_vectors", pa.int32()),
         ("latent_channels", pa.int32()),
         ("image_embedding_width", pa.int32()),
+        ("image_hidden_width", pa.int32()),
         ("prediction_type", pa.string()),
         ("zero_snr", pa.bool_()),
         ("trigger_words", pa.list_(pa.string())),

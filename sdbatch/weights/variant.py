@@ -22,10 +22,17 @@ _CONTROLNET_RULES: tuple[Rule, ...] = (
 )
 
 _IP_ADAPTER_RULES: tuple[Rule, ...] = (
+    Rule("full", any=("^image_proj.proj.3.weight$",)),
     Rule("faceid", any=(".to_q_lora.", "^image_proj.perceiver_resampler.", "^image_proj.proj.0.weight$")),
     Rule("plus", any=("^image_proj.latents$", "^image_proj.layers.0.0.")),
-    Rule("full", any=("^image_proj.proj.3.weight$",)),
 )
+
+_IMAGE_ENCODER_RULES: tuple[Rule, ...] = (
+    Rule("openclip", any=("^visual.",)),
+    Rule("siglip", any=("vision_model.head.",)),
+    Rule("bare", none=("visual_projection.",)),
+)
+_IMAGE_ENCODER_BY_WIDTH: dict[int, str] = {768: "clip_vit_b", 1024: "clip_vit_l", 1280: "clip_vit_h", 1664: "clip_vit_bigg"}
 
 _SD3_RULES: tuple[Rule, ...] = (
     Rule("3.5-large", any=("joint_blocks.37.", "transformer_blocks.37.")),
@@ -50,6 +57,9 @@ def find_variant(header: Header, keys: Keys, kind: str, family: str | None, pred
             return "t2i"
         case "ip_adapter":
             return first_match(_IP_ADAPTER_RULES, keys) or "base"
+        case "image_encoder":
+            width = geometry.find_image_hidden_width(header, kind)
+            return first_match(_IMAGE_ENCODER_RULES, keys) or _IMAGE_ENCODER_BY_WIDTH.get(width or 0, "clip")
         case "upscaler":
             return first_match(UPSCALER_RULES, keys)
         case _:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.pipeline.conftest import engine, model, one_thread
+from tests.pipeline.conftest import engine, model, one_thread, zoo
 
-__all__ = ["engine", "model", "one_thread"]
+__all__ = ["engine", "model", "one_thread", "zoo"]

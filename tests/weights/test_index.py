@@ -42,7 +42,7 @@ def test_the_keys_of_a_record_are_an_interface(tmp_path: Path) -> None:
     record = to_record(identify(write_safetensors(tmp_path / "x.safetensors", LORA, scalars=d.alphas(d.unet_modules(768), 4))))
     assert list(record) == [
         "path", "name", "group", "kind", "format", "size", "family", "variant", "parts", "pruning", "dtype", "parameters",
-        "cross_attention_width", "embedding_widths", "embedding_vectors", "latent_channels", "image_embedding_width",
+        "cross_attention_width", "embedding_widths", "embedding_vectors", "latent_channels", "image_embedding_width", "image_hidden_width",
         "prediction_type", "zero_snr", "trigger_words", "metadata", "foreign", "algorithm", "modules",
         "transformer_width", "rank", "alpha", "blocks",
     ]  # fmt: skip
