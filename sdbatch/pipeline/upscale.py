@@ -140,9 +140,9 @@ def enlarge_tiled(network: Callable[[Tensor], Tensor], picture_1CHW: Tensor, sca
     overlap = min(OVERLAP_PX, tile_px // 4)
     total = torch.zeros(1, picture_1CHW.shape[1], height * scale, width * scale, device=picture_1CHW.device)
     weights = torch.zeros(1, 1, height * scale, width * scale, device=picture_1CHW.device)
-    for top, bottom in _spans(height, tile_px, overlap):
+    for top, bottom in tile_spans(height, tile_px, overlap):
         fade_y = _fade(top, bottom, height, overlap, scale).to(total.device)
-        for left, right in _spans(width, tile_px, overlap):
+        for left, right in tile_spans(width, tile_px, overlap):
             weight = fade_y[:, None] * _fade(left, right, width, overlap, scale).to(total.device)
             window = (..., slice(top * scale, bottom * scale), slice(left * scale, right * scale))
             total[window] += network(picture_1CHW[..., top:bottom, left:right]).float() * weight
@@ -150,7 +150,7 @@ def enlarge_tiled(network: Callable[[Tensor], Tensor], picture_1CHW: Tensor, sca
     return total / weights
 
 
-def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+def tile_spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     """Where tiles of one size begin and end so that they cover a side evenly and share the overlap at least."""
     if length <= tile:
         return [(0, length)]

@@ -10,7 +10,7 @@ import pytest
 
 from sdbatch.errors import ConfigError, WeightFileError
 from sdbatch.weights.catalog import Catalog, embedded_root, to_option_name
-from sdbatch.weights.hashes import sha256_of
+from sdbatch.weights.hashes import Hasher
 from sdbatch.weights.index import Index
 
 
@@ -67,6 +67,15 @@ def test_layouts_of_the_ecosystem(tmp_path: Path, layout: str, group: str) -> No
 )
 def test_option_names(stem: str, name: str) -> None:
     assert to_option_name(stem) == name
+
+
+def test_what_is_a_value_alone_may_begin_with_a_digit(tmp_path: Path) -> None:
+    for name in ("upscale_models/4x_sharp.pth", "upscale_models/1e5.pth", "upscale_models/12.pth", "loras/3d.safetensors"):
+        touch(tmp_path, name)
+    catalog = Catalog([tmp_path])
+    assert list(catalog.options("upscaler")) == ["4x_sharp", "_12", "_1e5"], "what reads as a number stays a name"
+    assert "_3d" in catalog.options("lora"), "it is a key too"
+    assert catalog.find("upscaler", "_4x_sharp") == catalog.find("upscaler", "4x_sharp"), "as it was written before"
 
 
 @pytest.mark.parametrize("stem", ["Style v1.5 (fp16)", "3d", "true", "水彩", "a,b=c", "1e5", "null", "${x}", "a@b:c", "--x"])
@@ -202,4 +211,4 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     assert catalog.options("lora")["caf"] == path
     listed = next(item for item in Index(tmp_path / "cache").list_catalog(catalog, ["lora"]) if item.name == "caf")
     assert "caf?.safetensors: is an HTML page" in (listed.fault or "")
-    assert len(sha256_of(path)) == 64
+    assert len(Hasher().sha256(path)) == 64
