@@ -21,11 +21,14 @@ LOOK_SHARE = 20
 """A look takes at most one part in this many of the time: a large folder is read less often."""
 
 
-def follow(folder: SweepFolder, before: int, watcher: Watcher) -> Tally:
-    """Show the progress to the end. A signal ends the watching, not the work."""
+def follow(folder: SweepFolder, before: int, watcher: Watcher, by_engine: bool = True) -> Tally:
+    """Show the progress to the end. A signal ends the watching, not the work.
+
+    Workers of an engine that leave work behind are a fault; without one, the end is also when nobody is left.
+    """
     plan = PlanFile(folder.plan)
     tally = Tally(plan.cells - before)
-    crowd = Child(Place(device="workers"), doing="waiting for the engine")
+    crowd = Child(Place(device="workers"), doing="waiting for the engine" if by_engine else "with the last shards")
     over = threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
@@ -42,7 +45,9 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher) -> Tally:
             tally.made = made - before
             if tally.made + tally.failed >= tally.total:
                 break
-            if looked_s - asked_s >= ASK_S:
+            if not by_engine and not roster.watch_alive(folder.claims):
+                break
+            if by_engine and looked_s - asked_s >= ASK_S:
                 asked_s = looked_s
                 states = engine_states(folder)
                 crowd.doing = "; ".join(str(state) for state in states) or "no engine answers"

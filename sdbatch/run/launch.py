@@ -111,12 +111,24 @@ def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Com
             tally = follow(folder, before, watcher)
         case LocalLauncher():
             watcher = Projecting(build_watcher(settings.name), folder, settings, uri)
-            tally = _supervise(folder, settings, launcher, before, watcher)
-            if tally.error is None and not tally.signal_number and roster.watch_alive(folder.claims):
-                # Workers that were busy before this run began have the last shards.
-                tally = follow(folder, before, watcher)
+            tally = _make_here(folder, settings, launcher, before, watcher)
     watcher.close()
     return close(folder, settings, before, tally)
+
+
+def _make_here(folder: SweepFolder, settings: Settings, launcher: LocalLauncher, before: int, watcher: Projecting) -> Tally:
+    """Make what is free, and then what workers leave that were busy before this run began."""
+    tally = _supervise(folder, settings, launcher, before, watcher)
+    began_s = tally.started_s
+    while tally.error is None and not tally.signal_number and not is_finished(folder):
+        if roster.watch_alive(folder.claims):
+            tally = follow(folder, before, watcher, by_engine=False)
+            if tally.made + tally.failed >= tally.total:
+                break
+        else:
+            tally = _supervise(folder, settings, launcher, before, watcher)
+    tally.started_s = began_s
+    return tally
 
 
 def _supervise(folder: SweepFolder, settings: Settings, launcher: LocalLauncher, before: int, watcher: Projecting) -> Tally:

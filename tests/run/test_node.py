@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdbatch.config.arguments import read_arguments
+from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run import projecting
 from sdbatch.run.device import find_places
@@ -95,6 +96,30 @@ def test_a_stopped_task_says_so_and_a_resume_joins_the_other(workspace: Path, sd
     tasks[1].communicate(timeout=60)
     assert tasks[1].returncode == 0
     check_exact(sweep, 160)
+
+
+def test_what_a_worker_leaves_that_was_busy_before_is_made_here(workspace: Path, sdbatch: Sdbatch) -> None:
+    """It holds a shard when the workers of the resume have made all else, and gives it back then."""
+    plan_only((*REHEARSAL, "seed=range(0,64)", "batch_size=4", "-m"))
+    code = "import sys, time; from pathlib import Path; from sdbatch.run.claim import Claims; claims = Claims(Path(sys.argv[1]), 'old')\n"
+    code += "assert claims.take(0); print('held', flush=True); sys.stdin.readline(); time.sleep(3); claims.drop(0)"
+    command = [sys.executable, "-c", code, str(workspace / "sweep/claims")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as old:
+        assert old.stdin and old.stdout and old.stdout.readline() == "held\n"
+        joined = subprocess.Popen(
+            [sys.executable, "-m", "sdbatch", "resume", "sweep", "hydra/launcher=local"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        others = PlanFile(workspace / "sweep/plan.parquet").cells - len(PlanFile(workspace / "sweep/plan.parquet").shard(0))
+        wait_for(lambda: made(workspace / "sweep") == others, 60, "all images but those of the shard that is held")
+        old.stdin.write("\n")
+        old.stdin.flush()
+        told, errors = joined.communicate(timeout=90)
+    assert joined.returncode == 0, errors
+    assert "64 of 64 are there" in told
+    check_exact(workspace / "sweep", 64)
 
 
 def test_a_changed_plan_waits_for_workers_that_are_busy(workspace: Path, sdbatch: Sdbatch) -> None:
