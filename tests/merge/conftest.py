@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 from sdbatch.cell import WeightFile
 from sdbatch.weights.catalog import embedded_root
-from tests.pipeline.models import TinyModel
-from tests.pipeline.zoo import write_zoo_model
+from tests.pipeline.conftest import one_thread, zoo
 
-Zoo = Callable[[str], TinyModel]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """A random model of a family, made once."""
-
-    def write(name: str) -> TinyModel:
-        return write_zoo_model(name, tmp_path_factory.mktemp(name))
-
-    return cache(write)
+__all__ = ["one_thread", "zoo"]
 
 
 def weight_file(path: Path) -> WeightFile:

@@ -21,8 +21,9 @@ from sdbatch.merge.checkpoint import Order, make_checkpoint, merge_weights
 from sdbatch.merge.convert import Change, convert
 from sdbatch.merge.source import open_source
 from sdbatch.merge.table import find_fault
-from tests.merge.conftest import Zoo, quiet, weight_file
+from tests.merge.conftest import quiet, weight_file
 from tests.pipeline.models import save
+from tests.pipeline.zoo import Zoo
 
 
 def test_the_ends_of_the_ratio_are_the_sources(tiny: WeightFile, pastel: WeightFile, tmp_path: Path) -> None:

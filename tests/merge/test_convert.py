@@ -15,8 +15,9 @@ from sdbatch.errors import ConfigError, WeightFileError
 from sdbatch.merge.checkpoint import Order, make_checkpoint
 from sdbatch.merge.convert import Change, convert
 from sdbatch.weights.catalog import embedded_root
-from tests.merge.conftest import Zoo, quiet, weight_file
+from tests.merge.conftest import quiet, weight_file
 from tests.pipeline.models import save
+from tests.pipeline.zoo import Zoo
 
 
 def ema_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

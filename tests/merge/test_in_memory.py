@@ -12,8 +12,9 @@ from sdbatch.cell import Merge, Recipe, WeightFile, content_of, recipe_from
 from sdbatch.errors import WeightFileError
 from sdbatch.merge.checkpoint import Order, make_checkpoint
 from sdbatch.pipeline.model import Model
-from tests.merge.conftest import Zoo, quiet
+from tests.merge.conftest import quiet
 from tests.pipeline.models import TinyModel, save, to_original_keys, write_model
+from tests.pipeline.zoo import Zoo
 
 
 @pytest.fixture(scope="module")

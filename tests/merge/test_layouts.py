@@ -14,9 +14,9 @@ from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.merge.convert import Change, convert
 from sdbatch.merge.source import open_source
-from tests.merge.conftest import Zoo, quiet
+from tests.merge.conftest import quiet
 from tests.pipeline.models import TinyModel, diffusers
-from tests.pipeline.zoo import ZOO
+from tests.pipeline.zoo import ZOO, Zoo
 
 PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 

@@ -17,7 +17,8 @@ from sdbatch.merge.checkpoint import Order, make_checkpoint
 from sdbatch.merge.lora import LoraOrder, make_lora
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from sdbatch.weights.catalog import embedded_root
-from tests.merge.conftest import Zoo, quiet, weight_file
+from tests.merge.conftest import quiet, weight_file
+from tests.pipeline.zoo import Zoo
 
 
 @pytest.fixture(scope="module")

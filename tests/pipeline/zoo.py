@@ -20,10 +20,13 @@ from transformers import (
 )
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
+from sdbatch.adapters.piece import write_component
+from sdbatch.naming import names_of
 from tests.pipeline.models import (
     TinyModel,
     build_pipeline,
     diffusers,
+    original,
     original_unet,
     original_vae,
     save,
@@ -186,37 +189,15 @@ def build_schnell(folder: Path, seed: int = 0) -> Any:
 
 def openclip(module: Any, prefix: str, extra_layers: int = 0) -> dict[str, Tensor]:
     """A CLIP text encoder's weights under OpenCLIP's names; `extra_layers` more than the module has, as SD 2.x files do."""
-    state = {key.removeprefix("text_model."): tensor for key, tensor in module.state_dict().items()}
+    state: dict[str, Tensor] = {
+        key if key.startswith("text_projection") else f"text_model.{key.removeprefix('text_model.')}": tensor
+        for key, tensor in module.state_dict().items()
+    }
     layers = module.config.num_hidden_layers
-    for key, tensor in [item for item in state.items() if item[0].startswith(f"encoder.layers.{layers - 1}.")]:
+    for key, tensor in [item for item in state.items() if f".layers.{layers - 1}." in item[0]]:
         for more in range(extra_layers):
             state[key.replace(f".{layers - 1}.", f".{layers + more}.")] = torch.full_like(tensor, 9.0)
-    found: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        if key == "text_projection.weight":
-            found["text_projection"] = tensor.T
-        elif ".q_proj." in key:
-            packed = torch.cat([state[key.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
-            found[_openclip_name(key).replace("q_proj.", "in_proj_")] = packed
-        elif ".k_proj." not in key and ".v_proj." not in key:
-            found[_openclip_name(key)] = tensor
-    return {prefix + key: tensor for key, tensor in found.items()}
-
-
-def _openclip_name(key: str) -> str:
-    renames = (
-        ("embeddings.position_embedding.weight", "positional_embedding"),
-        ("embeddings.token_embedding", "token_embedding"),
-        ("final_layer_norm", "ln_final"),
-        ("encoder.layers.", "transformer.resblocks."),
-        ("self_attn", "attn"),
-        ("layer_norm", "ln_"),
-        ("mlp.fc1", "mlp.c_fc"),
-        ("mlp.fc2", "mlp.c_proj"),
-    )
-    for ours, theirs in renames:
-        key = key.replace(ours, theirs)
-    return key
+    return {prefix + key: tensor for key, tensor in write_component(state, names_of("openclip", state)).items()}
 
 
 def _single_sd2(pipeline: Any) -> dict[str, Tensor]:
@@ -235,80 +216,7 @@ def _single_sdxl(pipeline: Any) -> dict[str, Tensor]:
 
 def original_transformer(transformer: Any) -> dict[str, Tensor]:
     """FLUX's transformer under the names of its original code."""
-    state: dict[str, Tensor] = transformer.state_dict()
-    found: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        if "norm_out" in key:
-            scale, shift = tensor.chunk(2)
-            found[key.replace("norm_out.linear", "final_layer.adaLN_modulation.1")] = torch.cat([shift, scale])
-        elif key.startswith("single_transformer_blocks"):
-            found |= _original_single(key, tensor, state)
-        elif key.startswith("transformer_blocks"):
-            found |= _original_double(key, tensor, state)
-        else:
-            found[_original_top(key)] = tensor
-    return found
-
-
-def _original_top(key: str) -> str:
-    renames = (
-        ("time_text_embed.timestep_embedder", "time_in"),
-        ("time_text_embed.text_embedder", "vector_in"),
-        ("time_text_embed.guidance_embedder", "guidance_in"),
-        ("linear_1", "in_layer"),
-        ("linear_2", "out_layer"),
-        ("context_embedder", "txt_in"),
-        ("x_embedder", "img_in"),
-        ("proj_out", "final_layer.linear"),
-    )
-    for ours, theirs in renames:
-        key = key.replace(ours, theirs)
-    return key
-
-
-def _original_single(key: str, tensor: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    key = key.replace("single_transformer_blocks", "single_blocks")
-    if "attn.norm_" in key:
-        return {key.replace("attn.norm_q.weight", "norm.query_norm.scale").replace("attn.norm_k.weight", "norm.key_norm.scale"): tensor}
-    if "attn.to_q" in key:
-        parts = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-        ours = key.replace("single_blocks", "single_transformer_blocks")
-        return {key.replace("attn.to_q", "linear1"): torch.cat([state[ours.replace("attn.to_q", part)] for part in parts])}
-    if "attn.to_" in key or "proj_mlp" in key:
-        return {}
-    return {key.replace("norm.linear", "modulation.lin").replace("proj_out", "linear2"): tensor}
-
-
-def _original_double(key: str, tensor: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    packed = {
-        "attn.to_q.": ("attn.to_q.", "attn.to_k.", "attn.to_v."),
-        "attn.add_q_proj.": ("attn.add_q_proj.", "attn.add_k_proj.", "attn.add_v_proj."),
-    }
-    for first, parts in packed.items():
-        if first in key:
-            stream = "img" if "to_q" in first else "txt"
-            name = key.replace("transformer_blocks", "double_blocks").replace(first, f"{stream}_attn.qkv.")
-            return {name: torch.cat([state[key.replace(first, part)] for part in parts])}
-    if any(part in key for part in ("attn.to_k.", "attn.to_v.", "attn.add_k_proj.", "attn.add_v_proj.")):
-        return {}
-    renames = (
-        ("transformer_blocks", "double_blocks"),
-        ("norm1_context.linear", "txt_mod.lin"),
-        ("norm1.linear", "img_mod.lin"),
-        ("attn.norm_added_q.weight", "txt_attn.norm.query_norm.scale"),
-        ("attn.norm_added_k.weight", "txt_attn.norm.key_norm.scale"),
-        ("attn.norm_q.weight", "img_attn.norm.query_norm.scale"),
-        ("attn.norm_k.weight", "img_attn.norm.key_norm.scale"),
-        ("attn.to_out.0", "img_attn.proj"),
-        ("attn.to_add_out", "txt_attn.proj"),
-        ("ff_context.net.0.proj", "txt_mlp.0"),
-        ("ff_context.net.2", "txt_mlp.2"),
-        ("ff.net.0.proj", "img_mlp.0"),
-        ("ff.net.2", "img_mlp.2"),
-    )
-    for ours, theirs in renames:
-        key = key.replace(ours, theirs)
-    return {key: tensor}
+    return original("transformer", transformer)
 
 
 def _single_flux(pipeline: Any) -> dict[str, Tensor]:
