@@ -43,6 +43,9 @@ def test_other_files_are_refused(model: TinyModel, tmp_path: Path) -> None:
     unet = save(model.pipeline.unet.state_dict(), tmp_path / "unet.safetensors")
     with pytest.raises(WeightFileError, match=r"controlnet\.unet: it is no ControlNet"):
         load_controlnet(unet, model.config, model.pipeline.unet.config, torch.float32)
+    lora = save({"lora_unet_conv_in.lora_up.weight": torch.ones(4, 4)}, tmp_path / "lora.safetensors")
+    with pytest.raises(WeightFileError, match=r"controlnet\.lora: it is no ControlNet; it holds lora_unet_conv_in"):
+        load_controlnet(lora, model.config, model.pipeline.unet.config, torch.float32)
     net = save(build_controlnet(model.pipeline).state_dict(), tmp_path / "net.safetensors")
     wide = {**model.pipeline.unet.config, "cross_attention_dim": 768}
     with pytest.raises(WeightFileError, match="made for 32-wide text embeddings, the model has 768"):
