@@ -230,6 +230,34 @@ class ImagePrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Mask:
+    """Which part of a source picture inpainting makes anew; it keeps the rest."""
+
+    image: str
+    """Absolute path of the mask; white is made anew."""
+    image_sha256: str
+    blur_px: int = 0
+    fill: str = "original"
+    """What denoising starts from inside the mask: `original`, `noise` or `nothing`."""
+    paste: bool = True
+    """Whether the picture's own pixels are put back outside of the mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The picture that img2img and inpainting start from."""
+
+    image: str
+    """Absolute path."""
+    image_sha256: str
+    strength: float
+    """Share of the steps that are run, the last ones: 0 leaves the picture as it is, 1 is all of them."""
+    resize: str = "stretch"
+    """How it is brought to the image's size: `stretch`, `crop` or `pad`."""
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One image to make."""
 
@@ -256,6 +284,8 @@ class Cell:
     """One per ControlNet of the recipe."""
     image_prompts: tuple[ImagePrompt, ...] = ()
     """One per IP-Adapter of the recipe."""
+    source: Source | None = None
+    """None: made from noise alone."""
     upscale: float | None = None
     """Final size over the size that is made; None: the upscaler's own factor, without one 1."""
     tile_px: int = 512
@@ -264,6 +294,13 @@ class Cell:
     """The sweep's axes and this cell's values, as typed: `(("lora.style_a.weight", 0.5), ("seed", 3))`."""
     config: str = "{}"
     """The cell's whole resolved configuration as canonical JSON: what `sdbatch replay` runs again."""
+
+    @property
+    def task(self) -> str:
+        """`txt2img`, `img2img` or `inpaint`."""
+        if self.source is None:
+            return "txt2img"
+        return "img2img" if self.source.mask is None else "inpaint"
 
 
 @dataclass(frozen=True, slots=True)

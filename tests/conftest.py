@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from tests.weights import dialects
 from tests.weights.writer import write_safetensors
@@ -62,7 +63,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     configs = tmp_path / "configs"
     configs.mkdir()
     (configs / "model_index.json").write_text("{}")
-    (tmp_path / "control.png").write_bytes(b"a picture")
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "control.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     yield tmp_path

@@ -69,6 +69,22 @@ class Template(Enum):
     all = "all"
 
 
+class Resize(Enum):
+    """How a source picture is brought to the image's size: its shape changes, its edges are cut, or drawn out to fill the rest."""
+
+    stretch = "stretch"
+    crop = "crop"
+    pad = "pad"
+
+
+class Fill(Enum):
+    """What inpainting starts from inside the mask: the picture, noise in its place, or nothing. A1111's masked content."""
+
+    original = "original"
+    noise = "noise"
+    nothing = "nothing"
+
+
 class Engine(Enum):
     """What makes the images: diffusers, or test patterns to rehearse a job without weights or a GPU."""
 
@@ -285,9 +301,21 @@ class SamplerConf:
 
 @dataclass
 class TaskConf:
-    """What is made."""
+    """What is made, and of which pictures; which keys a task uses is in `conf/task/`."""
 
     name: str = "txt2img"
+    image: str | None = None
+    """The picture that denoising starts from."""
+    strength: float | None = None
+    """Share of the steps that are run on it: 0 leaves it as it is, 1 leaves little of it."""
+    resize: Resize | None = None
+    mask: str | None = None
+    """A picture that is white where the image is made anew, black where it is kept."""
+    mask_blur: int | None = None
+    """In pixels of the image that is made."""
+    fill: Fill | None = None
+    paste: bool | None = None
+    """Put the picture's own pixels back outside of the mask, which the VAE alone does not keep."""
 
 
 @dataclass

@@ -74,6 +74,15 @@ class Family:
         """Name of the component that denoises: `unet` or `transformer`."""
         return self.components[0].name
 
+    def skipped_steps(self, steps: int, strength: float) -> int:
+        """How many steps, the noisiest first, a picture's denoising leaves out at a strength from 0 to 1.
+
+        Source: `get_timesteps` of diffusers' img2img pipelines, which round differently by family.
+        """
+        if self.distilled_guidance:
+            return int(steps - steps * strength)
+        return steps - int(steps * strength)
+
     def component(self, name: str) -> Component:
         """The component of that name."""
         return next(part for part in self.components if part.name == name)

@@ -7,11 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import pyarrow as pa
 from PIL import Image
 
 from sdbatch.grid.axes import Axes
-from sdbatch.grid.entry import Entry, Value, label, read_entries
+from sdbatch.grid.entry import Entry, Value, label
 from sdbatch.grid.layout import Style, caption_keys, cut_blocks, fill_pages, measure
 from sdbatch.grid.page import Page
 from sdbatch.grid.tile import draw_absent, fit_image
@@ -26,16 +25,11 @@ FALLBACK_SIZE = (512, 512)
 """Shape of the cells when no row knows its size."""
 
 
-def draw_grid(table: pa.Table, axes: Axes, load: Loader, style: Style | None = None, title: str = "") -> list[Image.Image]:
+def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Style, title: str) -> list[Image.Image]:
     """The pages of a comparison; one, unless it is larger than `style.max_page_px`.
 
     Cells without an image are hatched and say `missing`, or `failed:` with the reason.
     """
-    return draw_entries(read_entries(table), axes, load, style or Style(), title)
-
-
-def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Style, title: str) -> list[Image.Image]:
-    """As `draw_grid`, from entries that were read before."""
     placed = place_entries(entries, axes)
     measures = measure(axes, largest_size(placed.values()), style)
     pages = fill_pages(cut_blocks(axes, style, measures), style, measures)

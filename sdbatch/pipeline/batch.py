@@ -18,7 +18,9 @@ import sdbatch
 from sdbatch.cell import Cell, Picture
 from sdbatch.pipeline.decode import find_fault
 from sdbatch.pipeline.model import Model
+from sdbatch.pipeline.picture import put_back
 from sdbatch.pipeline.samplers import Schedule
+from sdbatch.pipeline.start import Start
 from sdbatch.pipeline.text import Embedding
 from sdbatch.pipeline.upscale import Upscaler
 
@@ -34,6 +36,7 @@ class Job:
     negative: list[Embedding]
     generators: list[torch.Generator] = field(default_factory=list[torch.Generator])
     schedule: Schedule | None = None
+    start: Start | None = None
 
     def add(self, other: Job) -> None:
         """Take the cells of another job in."""
@@ -103,6 +106,8 @@ def collect(groups: Sequence[Group], size: int, enlarge: Callable[[Picture, Upsc
         assert group.pixels is not None
         for row, (slot, cell) in enumerate(zip(group.slots, group.cells, strict=True)):
             pixels, fault = group.pixels[row], find_fault(group.pixels[row], group.finite[row])
+            if cell.source is not None and fault is None:
+                pixels = put_back(pixels, cell.source)
             pictures[slot] = enlarge(Picture(cell, pixels, fault, {**group.facts, "batch_slot": row}), group.upscaler)
     return [pictures[slot] for slot in range(size)]
 

@@ -44,6 +44,13 @@ def vae_scale(vae: nn.Module) -> int:
     return 2 ** (len(config.block_out_channels) - 1)
 
 
+def latent_shape(vae: nn.Module, size_px: tuple[int, int]) -> tuple[int, int, int]:
+    """(channels, height, width) of the latents of a picture of (width, height) pixels."""
+    config: Any = vae.config
+    scale = vae_scale(vae)
+    return config.latent_channels, size_px[1] // scale, size_px[0] // scale
+
+
 def find_fault(pixels_HWC: npt.NDArray[np.uint8], finite: bool) -> str | None:
     """`nan`, `flat`, or None for a picture."""
     if not finite:

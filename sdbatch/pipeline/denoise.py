@@ -64,7 +64,26 @@ def draw_noise(generators: Sequence[torch.Generator], shape_CHW: tuple[int, int,
     return torch.cat([torch.randn((1, *shape_CHW), generator=generator, dtype=torch.float32) for generator in generators])
 
 
-def denoise(denoiser: Denoiser, schedule: Schedule, noise_BCHW: Tensor, on_step: Callable[[int], None]) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What inpainting keeps of pictures: outside of the mask, the latents are theirs at every step."""
+
+    clean_BCHW: Tensor
+    noise_BCHW: Tensor
+    mask_B1HW: Tensor
+    """1 where the image is made anew."""
+
+    def restore(self, latents_BCHW: Tensor, schedule: Schedule, step: int) -> Tensor:
+        """The latents after a step with what is kept put back, under the noise of the next one."""
+        clean = self.clean_BCHW
+        if step + 1 < len(schedule.timesteps):
+            clean = schedule.add_noise(clean, self.noise_BCHW, step + 1)
+        return (1 - self.mask_B1HW) * clean + self.mask_B1HW * latents_BCHW
+
+
+def denoise(
+    denoiser: Denoiser, schedule: Schedule, latents_BCHW: Tensor, on_step: Callable[[int], None], kept: Kept | None = None
+) -> Tensor:
     """The latents of a batch, float32: [B, C, H, W].
 
     The latents stay in float32 between steps, so that samplers round alike under every dtype of the model.
@@ -72,11 +91,14 @@ def denoise(denoiser: Denoiser, schedule: Schedule, noise_BCHW: Tensor, on_step:
     Args:
         denoiser: Predicts the noise, the velocity or the flow.
         schedule: The sampler's steps.
-        noise_BCHW: From `draw_noise`, on the model's device.
+        latents_BCHW: Where it starts, on the model's device (`sdbatch.pipeline.start`).
         on_step: Called with the number of finished model calls.
+        kept: What is put back after each step.
     """
-    latents = noise_BCHW * schedule.first_sigma
+    latents = latents_BCHW
     for step, timestep in enumerate(schedule.timesteps):
         latents = schedule.step(denoiser.predict(latents, schedule, step), timestep, latents)
+        if kept is not None:
+            latents = kept.restore(latents, schedule, step)
         on_step(step + 1)
     return latents

@@ -15,18 +15,20 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from sdbatch.adapters.controlnet import ControlNetBatch, load_picture
 from sdbatch.cell import Cell, Picture, Recipe
 from sdbatch.pipeline.batch import DiffusersBatch, Group, Job, collect, facts_of
-from sdbatch.pipeline.decode import decode, find_fault, vae_scale
-from sdbatch.pipeline.denoise import Conditions, Denoiser, denoise, draw_noise, gather
+from sdbatch.pipeline.decode import decode, find_fault, latent_shape
+from sdbatch.pipeline.denoise import Conditions, Denoiser, denoise, gather
 from sdbatch.pipeline.engine import OnStep, OutOfMemory
 from sdbatch.pipeline.flux import FluxDenoiser
 from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.samplers import Draw, build_schedule
+from sdbatch.pipeline.start import Starter
 from sdbatch.pipeline.text import pad
-from sdbatch.pipeline.unet import UNetDenoiser, encode_nothing
+from sdbatch.pipeline.unet import UNetDenoiser
 from sdbatch.pipeline.upscale import Upscaler, upscale
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ class DiffusersEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         self.model = Model(self.device)
+        self._starter = Starter()
         self._lock = threading.RLock()
         self._side: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.device.type == "cuda":
@@ -132,14 +135,9 @@ class DiffusersEngine:
     def _make(self, cells: Sequence[Cell], on_step: OnStep) -> list[Group]:
         begun = time.perf_counter()
         jobs = self._encode(cells)
-        encode_s = time.perf_counter() - begun
         for job in jobs:
-            job.generators = [torch.Generator("cpu").manual_seed(cell.seed) for cell in job.cells]
-            seeds = [cell.seed for cell in job.cells]
-            first = job.cells[0]
-            rows, columns = self._latent_size(first)
-            draw = Draw(first.steps, seeds, job.generators, rows * columns // 4)
-            job.schedule = build_schedule(first.sampler, self.model.scheduler_config, draw)
+            self._begin(job)
+        encode_s = time.perf_counter() - begun
         total = sum(len(job.schedule.timesteps) for job in jobs if job.schedule)
         groups: list[Group] = []
         done = 0
@@ -173,8 +171,19 @@ class DiffusersEngine:
             jobs.setdefault(job.positive[0].length, Job([], [], [], [])).add(job)
         return [jobs[tokens] for tokens in sorted(jobs)]
 
+    def _begin(self, job: Job) -> None:
+        """Set up the steps of a job, and what it starts from."""
+        first, seeds = job.cells[0], [cell.seed for cell in job.cells]
+        job.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        _, rows, columns = latent_shape(self.model.vae, (first.width, first.height))
+        skipped = None if first.source is None else self.model.family.skipped_steps(first.steps, first.source.strength)
+        draw = Draw(first.steps, seeds, job.generators, rows * columns // 4, skipped)
+        job.schedule = build_schedule(first.sampler, self.model.scheduler_config, draw)
+        job.start = self._starter.start(job.cells, job.generators, job.schedule, self.model.vae, sees_mask=self.model.sees_mask)
+
     def _denoise(self, job: Job, on_step: Callable[[int], None]) -> Group:
         assert job.schedule is not None
+        assert job.start is not None
         begun = time.perf_counter()
         dtype = self.model.dtype
         conditions = Conditions(
@@ -191,28 +200,19 @@ class DiffusersEngine:
             self.model.hypernetworks.set_strengths(torch.tensor([cell.hypernetwork_weights for cell in job.cells]).repeat(repeat, 1))
         if self.model.ip_adapters is not None:
             self.model.ip_adapters.set_prompts([cell.image_prompts for cell in job.cells], is_guided=conditions.is_guided)
-        vae: Any = self.model.vae
-        noise = draw_noise(job.generators, (vae.config.latent_channels, *self._latent_size(job.cells[0])))
-        latents = denoise(self._denoiser(conditions, job.cells[0]), job.schedule, noise.to(self.device), on_step)
+        denoiser = self._denoiser(conditions, job.cells[0], job.start.beside_BCHW)
+        latents = denoise(denoiser, job.schedule, job.start.latents_BCHW, on_step, job.start.kept)
         group = Group(job.slots, job.cells, self.model.vae, latents, facts_of(self.model, len(job.cells)), self.model.upscaler)
         group.facts["denoise_s"] = time.perf_counter() - begun
         if self._side is not None:
             group.ready = torch.cuda.current_stream(self.device).record_event()
         return group
 
-    def _denoiser(self, conditions: Conditions, cell: Cell) -> Denoiser:
+    def _denoiser(self, conditions: Conditions, cell: Cell, beside: Tensor | None) -> Denoiser:
         network, size_px = self.model.denoiser, (cell.width, cell.height)
         if self.model.family.denoiser == "transformer":
-            return FluxDenoiser(network, conditions, self._latent_size(cell))
-        vae: Any = self.model.vae
-        config: Any = network.config
-        masked = encode_nothing(vae, size_px) if config.in_channels > vae.config.latent_channels else None
-        return UNetDenoiser(network, conditions, size_px, masked, with_aesthetics=self.model.with_aesthetics)
-
-    def _latent_size(self, cell: Cell) -> tuple[int, int]:
-        """(height, width) in latent cells."""
-        scale = vae_scale(self.model.vae)
-        return cell.height // scale, cell.width // scale
+            return FluxDenoiser(network, conditions, latent_shape(self.model.vae, size_px)[1:])
+        return UNetDenoiser(network, conditions, size_px, beside, with_aesthetics=self.model.with_aesthetics)
 
     def _controls(self, cells: Sequence[Cell]) -> tuple[ControlNetBatch, ...]:
         batches: list[ControlNetBatch] = []

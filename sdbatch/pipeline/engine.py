@@ -55,6 +55,7 @@ class Engine(Protocol):
 def batch_key(cell: Cell) -> Hashable:
     """Cells with equal keys may share a denoising batch.
 
-    Seeds, prompts, guidance scales, adapter strengths, clip skips, control images and image prompts may differ inside it.
+    Seeds, prompts, guidance scales, adapter strengths, clip skips and all pictures that are given may differ inside it.
     """
-    return (cell.recipe, cell.width, cell.height, cell.steps, cell.sampler, len(cell.controls))
+    strength = cell.source.strength if cell.source else None
+    return (cell.recipe, cell.width, cell.height, cell.steps, cell.sampler, len(cell.controls), cell.task, strength)

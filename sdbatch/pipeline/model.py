@@ -99,6 +99,14 @@ class Model:
         return self._slots["vae"][1]
 
     @property
+    def sees_mask(self) -> bool:
+        """Whether the denoiser is an inpainting UNet, which sees a mask and a picture beside the latents."""
+        denoiser, vae = (getattr(module, "config", None) for module in (self.denoiser, self.vae))
+        assert denoiser is not None
+        assert vae is not None
+        return self.family.denoiser == "unet" and denoiser.in_channels > vae.latent_channels
+
+    @property
     def controlnets(self) -> list[nn.Module]:
         """The ControlNets of the recipe, in its order."""
         return [net for _, net in self._controlnets]

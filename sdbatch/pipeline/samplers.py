@@ -46,6 +46,13 @@ class Schedule:
         """The latents as the model wants them at this timestep."""
         return self.scheduler.scale_model_input(latents, timestep)
 
+    def add_noise(self, clean: Tensor, noise: Tensor, step: int) -> Tensor:
+        """Clean latents under the noise of a step."""
+        timestep = self.timesteps[step : step + 1]
+        if hasattr(self.scheduler, "scale_noise"):  # of FlowMatchEuler alone
+            return self.scheduler.scale_noise(clean, timestep, noise)
+        return self.scheduler.add_noise(clean, noise, timestep)
+
     def step(self, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         """The latents after this step."""
         return self.scheduler.step(prediction, timestep, latents, **self.step_options, return_dict=False)[0]
@@ -62,6 +69,8 @@ class Draw:
     """Of each image; the sampler goes on where the first noise ended."""
     image_tokens: int = 0
     """Of a picture in a model that predicts the flow: larger pictures spend more steps in the noise."""
+    skipped_steps: int | None = None
+    """Steps that are left out at the noisy end; None: denoising starts from noise, not from a picture."""
 
 
 def build_schedule(sampler: Sampler, config: Mapping[str, Any], draw: Draw) -> Schedule:
@@ -98,7 +107,12 @@ def build_schedule(sampler: Sampler, config: Mapping[str, Any], draw: Draw) -> S
         scheduler.set_timesteps(**_timing(scheduler, config, draw), device="cpu")
     except ValueError as error:
         raise CellError(f"sampler {sampler.name} cannot be set up for {draw.steps} steps: {error}") from error
-    return Schedule(scheduler, scheduler.timesteps, step_options)
+    if draw.skipped_steps is None:
+        return Schedule(scheduler, scheduler.timesteps, step_options)
+    begin = draw.skipped_steps * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return Schedule(scheduler, scheduler.timesteps[begin:], step_options)
 
 
 def _timing(scheduler: Any, config: Mapping[str, Any], draw: Draw) -> dict[str, Any]:

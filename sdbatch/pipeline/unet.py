@@ -1,4 +1,4 @@
-"""How a UNet is asked: guidance as a second pass in the same batch, ControlNets, SDXL's sizes, inpainting's masks.
+"""How a UNet is asked: guidance as a second pass in the same batch, ControlNets, SDXL's sizes, what inpainting also sees.
 
 Shapes: B images, N = B or 2B (with guidance: all unconditional ones first), C latent channels, H, W latent cells.
 """
@@ -25,7 +25,7 @@ class UNetDenoiser:
         unet: Predicts the noise or the velocity.
         conditions: What steers each image.
         size_px: (width, height).
-        masked_latents_1CHW: For an inpainting UNet: the latents of a picture of which nothing is to be kept.
+        beside_BCHW: What an inpainting UNet sees beside the latents (`sdbatch.pipeline.start.Start`).
         with_aesthetics: The UNet wants an aesthetic score beside the picture's size.
     """
 
@@ -34,7 +34,7 @@ class UNetDenoiser:
         unet: nn.Module,
         conditions: Conditions,
         size_px: tuple[int, int],
-        masked_latents_1CHW: Tensor | None = None,
+        beside_BCHW: Tensor | None = None,
         *,
         with_aesthetics: bool = False,
     ) -> None:
@@ -48,7 +48,7 @@ class UNetDenoiser:
         scales = torch.tensor(conditions.guidance_scales, dtype=torch.float32)
         self.guidance = scales.to(self.device).view(-1, 1, 1, 1)
         self.added = self._added_conditions(positive, negative, size_px, with_aesthetics)
-        self.masked = masked_latents_1CHW
+        self.beside = beside_BCHW if beside_BCHW is None else beside_BCHW.to(self.dtype).repeat(2 if conditions.is_guided else 1, 1, 1, 1)
 
     def predict(self, latents_BCHW: Tensor, schedule: Schedule, step: int) -> Tensor:
         """The guided prediction at a step."""
@@ -61,7 +61,9 @@ class UNetDenoiser:
             self.conditions.ip_adapters.set_step((step, len(schedule.timesteps)))
         if self.added:
             extra["added_cond_kwargs"] = self.added
-        prediction = self.unet(self._with_mask(given), timestep, encoder_hidden_states=self.embeds, return_dict=False, **extra)[0].float()
+        if self.beside is not None:
+            given = torch.cat([given, self.beside], dim=1)
+        prediction = self.unet(given, timestep, encoder_hidden_states=self.embeds, return_dict=False, **extra)[0].float()
         if not is_guided:
             return prediction
         unconditional, conditional = prediction.chunk(2)
@@ -83,18 +85,3 @@ class UNetDenoiser:
         if self.conditions.is_guided and negative is not None and negative.pooled_BP is not None:
             rows, pooled = [negative_ids] * count + rows, torch.cat([negative.pooled_BP, pooled])
         return {"text_embeds": pooled, "time_ids": torch.stack(rows)}
-
-    def _with_mask(self, given_NCHW: Tensor) -> Tensor:
-        """An inpainting UNet also sees the mask, all of it here, and what is left of the picture: nothing."""
-        if self.masked is None:
-            return given_NCHW
-        rows = given_NCHW.shape[0]
-        mask = torch.ones_like(given_NCHW[:, :1])
-        return torch.cat([given_NCHW, mask, self.masked.to(given_NCHW).expand(rows, -1, -1, -1)], dim=1)
-
-
-def encode_nothing(vae: Any, size_px: tuple[int, int]) -> Tensor:
-    """The latents [1, C, H, W] of a picture that is masked everywhere, as inpainting pipelines make them: a grey one."""
-    parameter = next(vae.parameters())
-    grey = torch.zeros(1, 3, size_px[1], size_px[0], device=parameter.device, dtype=parameter.dtype)
-    return vae.encode(grey).latent_dist.mode() * vae.config.scaling_factor

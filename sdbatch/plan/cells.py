@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, ImagePrompt, Merge, Recipe, Sampler, Strength, WeightFile
+from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, ImagePrompt, Mask, Merge, Recipe, Sampler, Source, Strength, WeightFile
 from sdbatch.families.lora_blocks import to_text
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.merge.blocks import read_blocks
@@ -108,9 +108,10 @@ def cell_of(config: Tree, recipe: Recipe, files: Files, image_id: str, axes: tup
         strengths=tuple(_strength(item) for item in loras),
         hypernetwork_weights=tuple(item["weight"] for item in cast(dict[str, Tree], get(config, "hypernetwork") or {}).values()),
         controls=tuple(_control(item, files) for item in cast(dict[str, Tree], get(config, "controlnet") or {}).values()),
+        image_prompts=tuple(_image_prompt(item, files) for item in cast(dict[str, Tree], get(config, "ip_adapter") or {}).values()),
+        source=_source(cast(Tree, get(config, "task") or {}), files),
         upscale=get(config, "upscaler.scale"),
         tile_px=get(config, "upscaler.tile_px", 512),
-        image_prompts=tuple(_image_prompt(item, files) for item in cast(dict[str, Tree], get(config, "ip_adapter") or {}).values()),
         axes=axes,
         config=canonical(config),
     )
@@ -139,6 +140,16 @@ def _control(item: Tree, files: Files) -> Control:
 def _image_prompt(item: Tree, files: Files) -> ImagePrompt:
     image = files.image(item["image"])
     return ImagePrompt(image.path, image.sha256, item["weight"], item["start"], item["end"])
+
+
+def _source(task: Tree, files: Files) -> Source | None:
+    if task.get("image") is None:
+        return None
+    image, mask = files.image(task["image"]), None
+    if task.get("mask") is not None:
+        drawn = files.image(task["mask"])
+        mask = Mask(drawn.path, drawn.sha256, task["mask_blur"] or 0, task["fill"] or "original", task["paste"] is not False)
+    return Source(image.path, image.sha256, task["strength"], task["resize"] or "stretch", mask)
 
 
 def prune(config: Tree, defaults: Mapping[str, Any]) -> Tree:

@@ -10,6 +10,7 @@ from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.hub import snapshot
 from sdbatch.hub.address import is_address, read_address
+from sdbatch.plan.picture import read_size
 from sdbatch.weights.catalog import Catalog, embedded_root
 from sdbatch.weights.hashes import Hasher
 
@@ -68,6 +69,7 @@ def _existing_image(asked: str) -> Path:
     path = Path(asked).expanduser()
     if not path.is_file():
         raise WeightFileError(f"{asked}: there is no such image.")
+    read_size(path)
     return path
 
 

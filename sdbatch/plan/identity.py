@@ -27,6 +27,8 @@ FILE_LEAVES = {
     "checkpoint.merge.b": "checkpoint",
     "checkpoint.merge.c": "checkpoint",
     "controlnet.*.image": "image",
+    "task.image": "image",
+    "task.mask": "image",
     "ip_adapter.*.image": "image",
     **{f"{group}.file": group for group in SINGLE_PARTS},
     **{f"{group}.*.file": group for group in STACKS},

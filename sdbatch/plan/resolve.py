@@ -22,16 +22,19 @@ from sdbatch.plan.image_encoder import choose_encoders
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
 from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
 from sdbatch.plan.rule import RULES, block_fault, pair_faults
+from sdbatch.plan.task import picture_faults, task_faults
 from sdbatch.plan.tree import Tree, expand, get, has, overlay
 from sdbatch.weights.index import Index
 
-BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options")
+BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options", "task.name", "task.strength")
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
 
 OPTIONAL_FILES = (
     *(f"{group}.file" for group in SINGLE_PARTS),
     "controlnet.*.image",
     "ip_adapter.*.image",
+    "task.image",
+    "task.mask",
     "checkpoint.merge.b",
     "checkpoint.merge.c",
 )
@@ -50,7 +53,11 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
     _refuse_idle_axes(draft, defaults, faults)
     _check_ranges(draft, faults)
     _check_families(draft, faults)
+    for key, message in task_faults(draft):
+        faults.add(key, message)
     files = _find_files(draft, book, faults)
+    for key, message in picture_faults(draft, files):
+        faults.add(key, message)
     faults.raise_if_any()
     digests = {key: file.sha256 for key, file in files.items()}
     ids = _name_images(draft, defaults, digests)
@@ -169,7 +176,7 @@ def _tell_missing(draft: Draft, book: FileBook, group: str, asked: str, error: S
         return tell_absent(group, preset, book.catalog)
     if is_address(asked):
         return str(error)
-    return f"{asked}: {str(error).partition(f'={asked}: ')[2] or error}"
+    return f"{asked}: {str(error).partition(f'={asked}: ')[2] or str(error).removeprefix(f'{asked}: ')}"
 
 
 def _ghost(key: str) -> str:

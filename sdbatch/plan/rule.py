@@ -15,6 +15,7 @@ from sdbatch.families.options import scheduler_options
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.merge.blocks import read_blocks
 from sdbatch.merge.table import METHODS
+from sdbatch.plan.task import TASKS
 from sdbatch.plan.tree import Tree, get
 
 PROMPT_LIMIT = 100_000
@@ -65,10 +66,11 @@ PIXELS = Rule(
 TEXT = Rule(_is_text, lambda value: f"{str(value)[:40]!r} is not valid text (a NUL, a lone surrogate, or over {PROMPT_LIMIT} characters).")
 STRENGTH = between(-10, 10)
 SHARE = between(0, 1)
-WINDOWED = ("controlnet", "ip_adapter")
-"""Stacks whose items act on a part of the steps."""
+BLUR = between(0, 256, "px")
 SCALE = between(0.125, 16)
 TILE = between(64, 8192, "px")
+WINDOWED = ("controlnet", "ip_adapter")
+"""Stacks whose items act on a part of the steps."""
 
 
 def one_of(names: Callable[[], list[str]], what: str) -> Rule:
@@ -109,7 +111,9 @@ RULES: dict[str, Rule] = {
     "family.name": one_of(lambda: list(FAMILIES), "family"),
     "family.config": Rule(lambda value: bool(value), lambda value: "is not set; give the folder of the model's weightless configs."),
     "sampler.name": one_of(lambda: list(SAMPLERS), "sampler"),
-    "task.name": one_of(lambda: ["txt2img"], "task"),
+    "task.name": one_of(lambda: list(TASKS), "task"),
+    "task.strength": Rule(lambda value: value is None or SHARE.test(value), SHARE.message),
+    "task.mask_blur": Rule(lambda value: value is None or BLUR.test(value), BLUR.message),
     "batch_size": Rule(
         lambda value: value == "auto" or (type(value) is int and 1 <= value <= 4096),
         lambda value: f"{value!r} is no batch size; give a whole number from 1, or auto.",

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import sdbatch
 from sdbatch.cell import Cell, Control, ImagePrompt, WeightFile
-from sdbatch.errors import ConfigError
 from sdbatch.results.row import autov2
 
 _FORGEABLE = re.compile(r"(Negative prompt|Steps)(\\*):")
@@ -40,20 +39,6 @@ class Infotext:
     """In their order, such as `{"Steps": "20", "Sampler": "Euler a"}`."""
     hashes: dict[str, str] = field(default_factory=dict[str, str])
     """Civitai's: `model`, `vae`, `lora:<name>`, `embed:<name>` to the first 10 digits of the SHA-256."""
-
-
-def check_text(key: str, text: str) -> None:
-    """Refuse text that no PNG, Parquet or terminal could hold, before an image is made of it.
-
-    Raises: ConfigError for a lone surrogate or a NUL.
-    """
-    if "\0" in text:
-        raise ConfigError(f"{key}: holds a NUL character at position {text.index(chr(0))}. Remove it.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = f"U+{ord(text[error.start]):04X}"
-        raise ConfigError(f"{key}: holds half a character ({found}) at position {error.start}. Save the source as UTF-8.") from error
 
 
 def write(info: Infotext) -> str:
@@ -102,15 +87,16 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None, size_px: tu
         "Model": recipe.model_name,
         "VAE hash": autov2(recipe.vae.sha256) if recipe.vae else None,
         "VAE": recipe.vae.name if recipe.vae else None,
+        "Denoising strength": _number(cell.source.strength) if cell.source else None,
         "Clip skip": str(cell.clip_skip) if cell.clip_skip > 1 else None,
         "RNG": "CPU",
+        **_inpainting(cell),
     }
     for index, (part, control) in enumerate(zip(recipe.controlnets, cell.controls, strict=True)):
         parameters[f"ControlNet {index}"] = _unit(control.preprocessor, part, control)
     for index, (part, shown) in enumerate(zip(recipe.ip_adapters, cell.image_prompts, strict=True), len(recipe.controlnets)):
         # To A1111's ControlNet extension an IP-Adapter is one more unit, and this the module that finds its image encoder.
         parameters[f"ControlNet {index}"] = _unit("ip-adapter-auto", part, shown)
-    parameters |= _enlargement(cell, size_px or (cell.width, cell.height))
     parameters |= _enlargement(cell, size_px or (cell.width, cell.height))
     parameters["Lora hashes"] = ", ".join(f"{part.name}: {(autov3 or {}).get(part.name, autov2(part.sha256))}" for part in recipe.loras)
     parameters["TI hashes"] = ", ".join(f"{part.name}: {part.sha256[:12]}" for part in embeddings)
@@ -130,6 +116,14 @@ def _enlargement(cell: Cell, size_px: tuple[int, int]) -> dict[str, str]:
     scale = cell.upscale or round(size_px[0] / cell.width, 4)
     upscaler = cell.recipe.upscaler.name if cell.recipe.upscaler else "Lanczos"
     return {"Postprocess upscale by": _number(scale), "Postprocess upscaler": upscaler}
+
+
+def _inpainting(cell: Cell) -> dict[str, str]:
+    """In the words of A1111, which says nothing of what it does unless asked otherwise."""
+    if cell.source is None or cell.source.mask is None:
+        return {}
+    told = {"Mask blur": str(cell.source.mask.blur_px)}
+    return told if cell.source.mask.fill == "original" else {**told, "Masked content": f"latent {cell.source.mask.fill}"}
 
 
 def _hashes(cell: Cell, embeddings: list[WeightFile]) -> dict[str, str]:

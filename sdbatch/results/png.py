@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import sdbatch
-from sdbatch.cell import Cell, ImagePrompt, content_of
+from sdbatch.cell import Cell, ImagePrompt, Source, content_of
 from sdbatch.errors import FolderError
 from sdbatch.results.infotext import infotext_of, write
 from sdbatch.results.row import canonical_json
@@ -91,8 +91,22 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
             }
             for each in cell.controls
         ],
+        **({"source": _source(cell.source)} if cell.source else {}),
         **({"image_prompts": [_image_prompt(each) for each in cell.image_prompts]} if cell.image_prompts else {}),
     }
+
+
+def _source(source: Source) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "image": PurePath(source.image).name,
+        "image_sha256": source.image_sha256,
+        "strength": float(source.strength),
+        "resize": source.resize,
+    }
+    if (mask := source.mask) is None:
+        return given
+    drawn = {"image": PurePath(mask.image).name, "image_sha256": mask.image_sha256}
+    return given | {"mask": {**drawn, "blur_px": mask.blur_px, "fill": mask.fill, "paste": mask.paste}}
 
 
 def _image_prompt(prompt: ImagePrompt) -> dict[str, Any]:

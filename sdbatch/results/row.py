@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdbatch.cell import Cell, Merge, Picture, Recipe, WeightFile, content_of
+from sdbatch.cell import Cell, Merge, Picture, Recipe, Source, WeightFile, content_of
 from sdbatch.results.arrow import table_of_records
 from sdbatch.results.schema import FAILED, FLAT, NAN, OK, SCHEMA, SCHEMA_VERSION
 
@@ -136,6 +136,27 @@ def _settings(cell: Cell) -> Row:
         "clip_skip": cell.clip_skip,
         "width": cell.width,
         "height": cell.height,
+        "task": cell.task,
+        **(_source(cell.source) if cell.source else {}),
+    }
+
+
+def _source(source: Source) -> Row:
+    mask = source.mask
+    given: Row = {
+        "task_image": PurePath(source.image).name,  # never a path of the user's home
+        "task_image_sha256": source.image_sha256,
+        "task_strength": source.strength,
+        "task_resize": source.resize,
+    }
+    if mask is None:
+        return given
+    return given | {
+        "task_mask": PurePath(mask.image).name,
+        "task_mask_sha256": mask.image_sha256,
+        "task_mask_blur": mask.blur_px,
+        "task_fill": mask.fill,
+        "task_paste": mask.paste,
     }
 
 

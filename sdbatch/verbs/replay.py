@@ -51,7 +51,7 @@ def read_recorded(image: Path, models: Sequence[str]) -> Cell:
     found = image_id(config, identity_defaults(), digests)
     cell = cell_of(config, recipe_of(config, book), book, facts["image_id"])
     if found != facts["image_id"]:
-        changed = changed_files(facts["recipe"], cell)
+        changed = changed_files(facts, cell)
         raise WeightFileError(
             f"{image}: cannot be made again, because these files are not the same as then: {', '.join(changed) or 'its configs'}."
         )
@@ -59,7 +59,9 @@ def read_recorded(image: Path, models: Sequence[str]) -> Cell:
 
 
 def changed_files(recorded: dict[str, object], cell: Cell) -> list[str]:
-    """Names of the weight files whose content is not what the PNG recorded."""
+    """Names of the files and pictures whose content is not what the PNG recorded."""
     then = json.dumps(recorded)
-    files = [cell.recipe.checkpoint, *(file for _, _, file in cell.recipe.parts())]
-    return [file.name for file in files if file.sha256 not in then]
+    files = [(file.name, file.sha256) for file in (cell.recipe.checkpoint, *(file for _, _, file in cell.recipe.parts()))]
+    pictures = [*cell.controls, *cell.image_prompts, cell.source, cell.source and cell.source.mask]
+    files += [(Path(picture.image).name, picture.image_sha256) for picture in pictures if picture]
+    return [name for name, sha256 in files if sha256 not in then]

@@ -87,11 +87,6 @@ class Hasher:
         return digest
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a weight file or diffusers folder, remembered in the user's cache folder."""
-    return Hasher().sha256(path)
-
-
 @contextmanager
 def _opened(path: Path) -> Generator[int]:
     """The descriptor of a file opened for reading; what cannot be opened is a WeightFileError."""

@@ -1,4 +1,4 @@
-"""Merging two checkpoints of SD 1.x's real size (2.1 GB each) against copying their bytes: time and peak memory.
+"""Merging two or three checkpoints of SD 1.x's real size (2.1 GB each) against copying their bytes: time and peak memory.
 
 python -m tests.benchmarks.merging [--folder /tmp]
 """
@@ -18,13 +18,17 @@ import torch
 
 from sdbatch.merge.layout import entries_of
 from sdbatch.merge.model import read_likes
-from sdbatch.naming.file import to_original
 from sdbatch.merge.weights import Weights
 from sdbatch.merge.writer import write_safetensors
+from sdbatch.naming.file import to_original
 from sdbatch.plan.files import find_config
 
 BUFFER_BYTES = 2**24
-METHODS = (["method=weighted_sum"], ["method=weighted_sum", "blocks=GRAD_V"], ["method=slerp"])
+METHODS = {
+    "ab": (["method=weighted_sum"], ["method=weighted_sum", "blocks=GRAD_V"], ["method=slerp"]),
+    "abc": (["method=add_difference"], ["method=ties"], ["method=dare"]),
+}
+"""By the checkpoints that they take."""
 
 
 def write_checkpoint(path: Path, seed: int) -> None:
@@ -54,10 +58,10 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - started, time.process_time() - worked
 
 
-def merge(folder: Path, arguments: list[str]) -> tuple[float, float, float]:
+def merge(folder: Path, names: str, arguments: list[str]) -> tuple[float, float, float]:
     """Seconds of the merge by the clock, CPU seconds of the whole command, its peak memory in MB."""
     out = folder / "merged.safetensors"
-    words = [str(folder / f"{name}.safetensors") for name in ("a", "b")]
+    words = [str(folder / f"{name}.safetensors") for name in names]
     command = [sys.executable, "-m", "sdbatch", "merge", *words, f"out={out}", *arguments]
     said, cpu_s, peak_mb = run(command, {"XDG_CACHE_HOME": str(folder / "cache")})
     out.unlink()
@@ -78,30 +82,38 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[str, float, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", default=None, help="where 6.5 GB are free; default: the system's temporary folder")
+    parser.add_argument("--folder", default=None, help="where 11 GB are free; default: the system's temporary folder")
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as scratch:
         folder = Path(scratch)
-        for seed, name in enumerate("ab"):
+        for seed, name in enumerate("abc"):
             write_checkpoint(folder / f"{name}.safetensors", seed)
-        sources = [folder / f"{name}.safetensors" for name in "ab"]
-        size_gb = sources[0].stat().st_size / 1e9
-        print(f"two files of {size_gb:.2f} GB; largest tensor {49408 * 768 * 2 / 1e6:.0f} MB", flush=True)
-        target = folder / "copy.safetensors"
-        one_s, _ = min(timed(lambda: copy(sources[:1], target)) for _ in range(2))
-        both_s, both_cpu_s = min(timed(lambda: copy(sources, target)) for _ in range(2))
-        target.unlink()
-        print(f"copy of one file {one_s:.1f} s; reading both and writing one {both_s:.1f} s, {both_cpu_s:.1f} s of CPU", flush=True)
+        size_gb = (folder / "a.safetensors").stat().st_size / 1e9
+        print(f"files of {size_gb:.2f} GB; largest tensor {49408 * 768 * 2 / 1e6:.0f} MB; {len(os.sched_getaffinity(0))} cores", flush=True)
         _, start_cpu_s, start_mb = run([sys.executable, "-c", "import sdbatch.merge.checkpoint"], {})
-        merge(folder, METHODS[0])  # hashes the files, which is remembered
-        for arguments in METHODS:
-            wall_s, cpu_s, peak_mb = min(merge(folder, arguments) for _ in range(2))
-            cpu_s -= start_cpu_s
-            print(
-                f"{' '.join(arguments):40} {wall_s:5.1f} s ({wall_s / both_s:.2f} x the bytes), "
-                f"{cpu_s:.1f} s of CPU beyond start-up ({cpu_s / both_cpu_s:.2f} x the bytes); "
-                f"peak {peak_mb:.0f} MB, {peak_mb - start_mb:.0f} MB beyond start-up",
-                flush=True,
-            )
+        for names, methods in METHODS.items():
+            merge(folder, names, methods[0])  # hashes the files, which is remembered
+            for arguments in methods:
+                compare(folder, names, arguments, start_cpu_s, start_mb)
+
+
+def compare(folder: Path, names: str, arguments: list[str], start_cpu_s: float, start_mb: float) -> None:
+    """A merge beside the copy of the bytes that it must move, twice; the better of each."""
+    target = folder / "copy.safetensors"
+    copies: list[tuple[float, float]] = []
+    merges: list[tuple[float, float, float]] = []
+    for _ in range(2):
+        copies.append(timed(lambda: copy([folder / f"{name}.safetensors" for name in names], target)))
+        target.unlink()
+        merges.append(merge(folder, names, arguments))
+    copy_s, copy_cpu_s = (min(column) for column in zip(*copies, strict=True))
+    wall_s, cpu_s, peak_mb = (min(column) for column in zip(*merges, strict=True))
+    cpu_s -= start_cpu_s
+    print(
+        f"{' '.join(arguments):36} {wall_s:5.1f} s ({wall_s / copy_s:.2f} x reading {len(names)} and writing one), "
+        f"{cpu_s:.1f} s of CPU beyond start-up ({cpu_s / copy_cpu_s:.2f} x); "
+        f"peak {peak_mb:.0f} MB, {peak_mb - start_mb:.0f} MB beyond start-up",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

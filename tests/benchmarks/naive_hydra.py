@@ -1,4 +1,4 @@
-"""The program people write first: stock Hydra, one job per image, the pipeline loaded in each."""
+"""The program people write first: stock Hydra, one job per image, the pipeline loaded and an MLflow run begun in each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import mlflow
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from omegaconf import DictConfig
@@ -31,7 +32,13 @@ def main(config: DictConfig) -> None:
         width=config.size,
         generator=generator,
     ).images[0]
-    image.save(Path.cwd() / f"{config.strength}_{config.seed}.png")
+    file = Path.cwd() / f"{config.strength}_{config.seed}.png"
+    image.save(file)
+    if config.tracking == "mlflow":
+        mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/mlflow.db")
+        with mlflow.start_run():
+            mlflow.log_params({str(key): value for key, value in config.items()})
+            mlflow.log_artifact(str(file))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def commands(asked: argparse.Namespace, strengths: list[float], seeds: int) -> d
     }
     if asked.naive:
         plain = {key: value for key, value in settings.items() if key not in ("strengths", "seeds", "threads")}
-        keys = [f"+{key}={json.dumps(value)}" for key, value in plain.items()]
+        keys = [f"+{key}={json.dumps(value)}" for key, value in {**plain, "tracking": asked.tracking}.items()]
         found[NAIVE] = [sys.executable, str(HERE / "naive_hydra.py"), *keys, f"+strength={swept}", f"+seed=range(0,{seeds})", "-m"]
     return found
 

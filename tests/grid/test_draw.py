@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sdbatch.grid.axes import choose_axes
-from sdbatch.grid.draw import Loader, draw_grid, place_entries, summarize
+from sdbatch.grid.axes import Axes, choose_axes
+from sdbatch.grid.draw import Loader, draw_entries, place_entries, summarize
 from sdbatch.grid.entry import Entry, read_entries, to_value
 from sdbatch.grid.font import elide, text_width, wrap
 from sdbatch.grid.layout import Style
@@ -32,6 +33,10 @@ def where(picture: Image.Image, colour: Colour) -> tuple[float, float, float, fl
 def one(pages: list[Image.Image]) -> Image.Image:
     assert len(pages) == 1
     return pages[0]
+
+
+def draw_grid(table: pa.Table, axes: Axes, load: Loader, style: Style | None = None, title: str = "") -> list[Image.Image]:
+    return draw_entries(read_entries(table), axes, load, style or Style(), title)
 
 
 def test_every_image_lands_in_its_column_and_row() -> None:

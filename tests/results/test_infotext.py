@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 import sdbatch
 from sdbatch.cell import Strength
-from sdbatch.errors import ConfigError
-from sdbatch.results.infotext import Infotext, check_text, infotext_of, parse, write
+from sdbatch.results.infotext import Infotext, infotext_of, parse, write
 from sdbatch.results.png import png_of
 from tests.results.samples import RECIPE, make_cell, make_picture, weight_file
 
@@ -88,10 +87,3 @@ def test_an_independent_parser_reads_the_png(prompt: str, tmp_path: Path) -> Non
     assert negative.value == "blurry"
     assert shown.value.replace("\\:", ":").startswith(prompt)
     assert found.metadata["Hashes"]["lora:ink"] == weight_file("ink").sha256[:10]
-
-
-@pytest.mark.parametrize(("text", "found"), [("a\ud800b", "U\\+D800.*position 1"), ("cat\0dog", "NUL.*position 3")])
-def test_text_that_no_file_can_hold_is_refused_by_key(text: str, found: str) -> None:
-    with pytest.raises(ConfigError, match=f"negative_prompt: .*{found}"):
-        check_text("negative_prompt", text)
-    check_text("prompt", "猫 🐈 e\u0301\n\t")

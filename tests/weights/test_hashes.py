@@ -12,7 +12,7 @@ import pytest
 
 from sdbatch.errors import WeightFileError
 from sdbatch.weights import hashes
-from sdbatch.weights.hashes import Hasher, sha256_of
+from sdbatch.weights.hashes import Hasher
 
 
 def settle(path: Path, age_s: float = 100) -> None:
@@ -32,7 +32,7 @@ def test_sha256_is_that_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "x.bin"
     path.write_bytes(os.urandom(4321))
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert sha256_of(path) == expected
+    assert Hasher().sha256(path) == expected
     assert Hasher().autov2_short(path) == expected[:10]
 
 
@@ -113,12 +113,12 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(hashes, "_digest", grow)
     with pytest.raises(WeightFileError, match="changed while it was being read"):
-        sha256_of(path)
+        Hasher().sha256(path)
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match="there is no such file"):
-        sha256_of(tmp_path / "nope.safetensors")
+        Hasher().sha256(tmp_path / "nope.safetensors")
 
 
 def test_a_folder_is_hashed_by_names_and_contents(tmp_path: Path) -> None:
@@ -127,15 +127,15 @@ def test_a_folder_is_hashed_by_names_and_contents(tmp_path: Path) -> None:
     safetensors(folder / "unet/weights.safetensors")
     (folder / "model_index.json").write_text("{}")
     (folder / "README.md").write_text("one")
-    first = sha256_of(folder)
+    first = Hasher().sha256(folder)
     (folder / "README.md").write_text("two")
     (folder / ".cache").mkdir()
     (folder / ".cache/x.json").write_text("{}")
-    assert sha256_of(folder) == first
+    assert Hasher().sha256(folder) == first
     (folder / "model_index.json").write_text('{"a": 1}')
-    second = sha256_of(folder)
+    second = Hasher().sha256(folder)
     (folder / "unet/weights.safetensors").rename(folder / "unet/other.safetensors")
-    assert len({first, second, sha256_of(folder)}) == 3
+    assert len({first, second, Hasher().sha256(folder)}) == 3
 
 
 def _hash_in_child(path: Path, folder: Path) -> str:

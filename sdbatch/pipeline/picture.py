@@ -1,0 +1,101 @@
+"""Pictures given as input: turned upright, laid on white, brought to the size of the image that is made.
+
+Each is read once for all images of a batch and its neighbours.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter, ImageOps
+
+from sdbatch.cell import Source
+from sdbatch.errors import CellError
+
+_KEPT_PICTURES = 32
+
+Pixels = npt.NDArray[np.uint8]
+"""[height, width, 3] of a picture, [height, width] of a mask."""
+
+
+def read_source(source: Source, size_px: tuple[int, int]) -> Pixels:
+    """The source picture at a size (width, height). Raises CellError when the file is no picture."""
+    return _read_picture(source.image, source.image_sha256, size_px, source.resize)
+
+
+def read_mask(source: Source, size_px: tuple[int, int]) -> Pixels:
+    """Its mask at the same size, blurred: 255 is made anew. Raises CellError when the file is no picture."""
+    assert source.mask is not None
+    return _read_mask(source.mask.image, source.mask.image_sha256, size_px, source.resize, source.mask.blur_px)
+
+
+def put_back(made: Pixels, source: Source) -> Pixels:
+    """An image with the source's own pixels outside of the mask. The blur fades from one to the other outside of the mask's edge.
+
+    Source: A1111's overlay, whose mask is twice the blurred one.
+    """
+    if source.mask is None or not source.mask.paste:
+        return made
+    size_px = (made.shape[1], made.shape[0])
+    share = np.minimum(read_mask(source, size_px).astype(np.float32) * (2 / 255), 1.0)[:, :, None]
+    kept = read_source(source, size_px).astype(np.float32)
+    return (kept + share * (made.astype(np.float32) - kept)).round().astype(np.uint8)
+
+
+@lru_cache(maxsize=_KEPT_PICTURES)
+def _read_picture(path: str, sha256: str, size_px: tuple[int, int], resize: str) -> Pixels:
+    del sha256  # part of the key: a file of the same name may be another picture tomorrow
+    picture = _open(path)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return _fit(picture.convert("RGB"), size_px, resize)
+
+
+@lru_cache(maxsize=_KEPT_PICTURES)
+def _read_mask(path: str, sha256: str, size_px: tuple[int, int], resize: str, blur_px: int) -> Pixels:
+    del sha256
+    mask = _open(path)
+    # As in A1111: what has been drawn on a transparent sheet is the mask, whatever its colour.
+    opacity = mask.getchannel("A") if "A" in mask.getbands() else None
+    mask = mask.convert("L") if opacity is None or opacity.getextrema() == (255, 255) else opacity
+    pixels = _fit(mask, size_px, resize)
+    if not blur_px:
+        return pixels
+    return _frozen(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur_px)))
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise CellError(f"picture {path} cannot be read ({error}).") from error
+
+
+def _fit(picture: Image.Image, size_px: tuple[int, int], resize: str) -> Pixels:
+    """A picture at a size: stretched, or as large as covers it and cut, or as large as fits and its edges drawn out."""
+    if picture.size == size_px:
+        return _frozen(picture)
+    if resize == "stretch":
+        return _frozen(picture.resize(size_px, Image.Resampling.LANCZOS))
+    width, height = size_px
+    is_wide = width * picture.height > picture.width * height  # the size, compared with the picture
+    if is_wide == (resize == "crop"):
+        whole = (width, max(1, picture.height * width // picture.width))
+    else:
+        whole = (max(1, picture.width * height // picture.height), height)
+    left, top = width // 2 - whole[0] // 2, height // 2 - whole[1] // 2
+    pixels = np.asarray(picture.resize(whole, Image.Resampling.LANCZOS))
+    pixels = pixels[max(-top, 0) : max(-top, 0) + height, max(-left, 0) : max(-left, 0) + width]
+    below, right = height - pixels.shape[0] - max(top, 0), width - pixels.shape[1] - max(left, 0)
+    edges = ((max(top, 0), below), (max(left, 0), right), (0, 0))
+    return _frozen(np.pad(pixels, edges[: pixels.ndim], mode="edge"))
+
+
+def _frozen(picture: Image.Image | Pixels) -> Pixels:
+    """Pixels that several images share."""
+    pixels: Pixels = np.array(picture)
+    pixels.setflags(write=False)
+    return pixels

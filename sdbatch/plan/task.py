@@ -1,0 +1,97 @@
+"""What each task needs, and whether a sweep gives it: keys that do nothing, strengths that run no step, pictures that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdbatch.cell import WeightFile
+from sdbatch.families import FAMILIES
+from sdbatch.plan.draft import Draft
+from sdbatch.plan.picture import has_white, read_size
+from sdbatch.plan.tree import get
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "txt2img": (),
+    "img2img": ("image", "strength", "resize"),
+    "inpaint": ("image", "strength", "resize", "mask", "mask_blur", "fill", "paste"),
+}
+"""Task -> the keys of `task` that it uses."""
+
+NEEDED = {
+    "image": "give the picture to start from",
+    "strength": "give the share of the steps that are run, from 0 to 1",
+    "mask": "give a picture that is white where the image is made anew",
+}
+"""Keys that a task which uses them cannot do without."""
+
+_SHAPES_DIFFER = 0.02
+"""Share by which the shapes of a picture and its mask may differ, as when both were rounded to whole pixels."""
+
+
+def task_faults(draft: Draft) -> Iterator[tuple[str, str]]:
+    """(key path, message) of keys that a task has no use for or lacks, and of strengths that run no step."""
+    for group in range(len(draft.groups)):
+        for key in TASKS["inpaint"]:
+            for name, value in _values(draft, group, ("task.name", f"task.{key}")):
+                if message := _fault(str(name), key, value):
+                    yield f"task.{key}", message
+        yield from _idle_strengths(draft, group)
+
+
+def _fault(name: str, key: str, value: Any) -> str | None:
+    if name not in TASKS:
+        return None  # told by its own rule
+    uses = TASKS[name]
+    if key in uses:
+        return f"is not set; {NEEDED[key]}." if value is None and key in NEEDED else None
+    owners = " or ".join(f"task={task}" for task, keys in TASKS.items() if key in keys)
+    return None if value is None else f"{value} does nothing in task={name}. Set {owners}, or leave it out."
+
+
+def _idle_strengths(draft: Draft, group: int) -> Iterator[tuple[str, str]]:
+    """A strength of 0 is a way to ask for the picture itself; one that comes to no step is a mistake."""
+    family = FAMILIES.get(str(get(draft.groups[group], "family.name")))
+    for steps, strength in _values(draft, group, ("steps", "task.strength")):
+        numbers = isinstance(steps, int) and steps >= 1 and isinstance(strength, int | float) and 0 < strength <= 1
+        if family and numbers and family.skipped_steps(steps, strength) >= steps:
+            told = f"{strength:g} of {steps} steps is none at all. Raise one of them, or set 0 for the picture itself."
+            yield "task.strength", told
+
+
+def picture_faults(draft: Draft, files: Mapping[tuple[str, str], WeightFile]) -> Iterator[tuple[str, str]]:
+    """(key path, message) of masks that mask nothing, or are of another shape than their pictures.
+
+    Both are resized alike, so they would not lie on each other.
+    """
+    size_of, masks = cache(read_size), cache(has_white)
+    for group in range(len(draft.groups)):
+        for image, mask in _values(draft, group, ("task.image", "task.mask")):
+            found = [file for asked in (image, mask) if (file := files.get(("image", str(asked)))) is not None]
+            if len(found) < 2:
+                continue  # told where it is not there
+            (width, height), (mask_width, mask_height) = (size_of(Path(file.path)) for file in found)
+            if abs(width * mask_height - mask_width * height) > _SHAPES_DIFFER * width * mask_height:
+                told = f"{mask} is {mask_width}x{mask_height}, {image} is {width}x{height}. Give a mask of the picture's shape."
+                yield "task.mask", told
+            elif not masks(Path(found[1].path)):
+                yield "task.mask", f"{mask} has no white in it, so nothing would be made anew."
+
+
+def _values(draft: Draft, group: int, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The distinct values that these keys have together in the cells of a configuration."""
+    plain = draft.groups[group]
+    swept = [key for key in keys if key in draft.columns]
+    fixed = {key: get(plain, key) for key in keys}
+    if not swept:
+        return [tuple(fixed.values())]
+    codes = np.stack([draft.columns[key].codes[draft.group == group] for key in swept], axis=1)
+    found: list[tuple[Any, ...]] = []
+    for row in np.unique(codes, axis=0).tolist():
+        own = {key: draft.columns[key].values[code] for key, code in zip(swept, row, strict=True) if code >= 0}
+        found.append(tuple({**fixed, **own}.values()))
+    return found
