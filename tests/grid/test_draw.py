@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -35,7 +35,7 @@ def one(pages: list[Image.Image]) -> Image.Image:
     return pages[0]
 
 
-def draw_grid(table: pa.Table, axes: Axes, load: Loader, style: Style | None = None, title: str = "") -> list[Image.Image]:
+def draw_grid(table: Any, axes: Axes, load: Loader, style: Style | None = None, title: str = "") -> list[Image.Image]:
     return draw_entries(read_entries(table), axes, load, style or Style(), title)
 
 
