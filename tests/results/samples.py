@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdbatch.cell import Cell, Control, Picture, Recipe, Sampler, Strength, WeightFile
+from sdbatch.cell import Cell, Control, Mask, Picture, Recipe, Sampler, Source, Strength, WeightFile
 from sdbatch.results.row import Origin
 
 ORIGIN = Origin(sweep="study", worker="cpu-0", host="here")
@@ -27,6 +27,8 @@ RECIPE = Recipe(
     embeddings=(weight_file("badhands"),),
     controlnets=(weight_file("edges"),),
 )
+
+INPAINT = Source("/home/someone/photo.png", "cd" * 32, 0.6, "crop", Mask("/home/someone/mask.png", "ef" * 32, 4, "noise"))
 
 
 def make_cell(seed: int = 0, **changes: Any) -> Cell:

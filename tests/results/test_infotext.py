@@ -12,7 +12,7 @@ import sdbatch
 from sdbatch.cell import Strength
 from sdbatch.results.infotext import Infotext, infotext_of, parse, write
 from sdbatch.results.png import png_of
-from tests.results.samples import RECIPE, make_cell, make_picture, weight_file
+from tests.results.samples import INPAINT, RECIPE, make_cell, make_picture, weight_file
 
 # As A1111 and its many readers split the last line.
 A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -52,6 +52,17 @@ def test_the_text_is_the_golden_one() -> None:
         f'Hashes: {{"model": "{model[:10]}", "vae": "{vae[:10]}", "lora:ink": "{ink[:10]}", "lora:neon": "{neon[:10]}", '
         f'"embed:badhands": "{bad[:10]}"}}'
     )
+
+
+def test_what_was_made_of_a_picture_is_said_in_a1111_s_words() -> None:
+    told = infotext_of(make_cell(source=INPAINT)).parameters
+    assert (told["Denoising strength"], told["Mask blur"], told["Masked content"]) == ("0.6", "4", "latent noise")
+    order = list(told)
+    assert order.index("Model") < order.index("Denoising strength") < order.index("Clip skip") < order.index("Mask blur")
+    bare = infotext_of(make_cell(source=replace(INPAINT, mask=None))).parameters
+    assert bare["Denoising strength"] == "0.6"
+    assert not {"Mask blur", "Masked content"} & bare.keys()
+    assert "Denoising strength" not in infotext_of(make_cell()).parameters
 
 
 def test_block_weights_and_hypernetworks_are_said_in_the_prompt_as_a1111_says_them() -> None:

@@ -14,7 +14,7 @@ from sdbatch.results.commit import part_bytes
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import ImageFile, axes_of, failed_row, recipe_id, row_of, table_of, versions_of
 from sdbatch.results.schema import SCHEMA, SCHEMA_VERSION, VOLATILE
-from tests.results.samples import ORIGIN, RECIPE, make_cell, make_picture, weight_file
+from tests.results.samples import INPAINT, ORIGIN, RECIPE, make_cell, make_picture, weight_file
 
 GOLDEN = Path(__file__).parent / "schema.txt"
 IMAGE = ImageFile("images/x.png", 10, "cd" * 32)
@@ -47,8 +47,18 @@ def test_a_row_says_block_weights_and_hypernetworks() -> None:
     assert row["hypernetworks"] == [{"name": "anime", "sha256": weight_file("anime").sha256, "weight": 0.75}]
 
 
+def test_a_row_says_what_was_made_of_which_picture() -> None:
+    row = row_of(make_picture(source=INPAINT), IMAGE, ORIGIN)
+    told = [row[f"task_{name}"] for name in ("image", "strength", "resize", "mask", "mask_blur", "fill", "paste")]
+    assert [row["task"], *told] == ["inpaint", "photo.png", 0.6, "crop", "mask.png", 4, "noise", True]
+    assert (row["task_image_sha256"], row["task_mask_sha256"]) == ("cd" * 32, "ef" * 32)
+    plain, bare = (row_of(make_picture(source=source), IMAGE, ORIGIN) for source in (None, dataclasses.replace(INPAINT, mask=None)))
+    assert (plain["task"], plain["task_strength"]) == ("txt2img", None)
+    assert (bare["task"], bare["task_strength"], bare["task_paste"]) == ("img2img", 0.6, None)
+
+
 def test_no_path_of_this_machine_is_recorded() -> None:
-    assert "/home/someone" not in str(row_of(make_picture(), IMAGE, ORIGIN))
+    assert "/home/someone" not in str(row_of(make_picture(source=INPAINT), IMAGE, ORIGIN))
 
 
 @pytest.mark.parametrize(("fault", "word"), [("nan", "finite"), ("flat", "colour")])
@@ -58,7 +68,7 @@ def test_a_faulty_picture_is_no_success_and_says_why(fault: str, word: str) -> N
 
 
 def test_every_column_survives_parquet_and_pandas() -> None:
-    rows = [row_of(make_picture(1), IMAGE, ORIGIN), failed_row(make_cell(2), "out of memory", ORIGIN)]
+    rows = [row_of(make_picture(1, source=INPAINT), IMAGE, ORIGIN), failed_row(make_cell(2), "out of memory", ORIGIN)]
     table = table_of(rows)
     assert table.schema.equals(SCHEMA, check_metadata=True)
     frame = pd.read_parquet(io.BytesIO(part_bytes(table)))
