@@ -50,8 +50,12 @@ def save_image_encoder(encoder: Any, path: Path) -> WeightFile:
 
 def build_ip_adapter(model: TinyModel, kind: str, seed: int = 4, summary: int = SUMMARY, hidden: int = HIDDEN) -> State:
     """A random IP-Adapter for a model: `image_proj` and `ip_adapter`, with the names that files have."""
+    return build_for_unet(model.pipeline.unet, kind, seed, summary, hidden)
+
+
+def build_for_unet(unet: Any, kind: str, seed: int = 4, summary: int = SUMMARY, hidden: int = HIDDEN) -> State:
+    """The same for a UNet."""
     torch.manual_seed(seed)
-    unet = model.pipeline.unet
     width = unet.config.cross_attention_dim
     attention: dict[str, Tensor] = {}
     for index, layer in enumerate(list_layers(unet)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 @contextmanager
-def loaded(model: TinyModel, files: Prepared, weights: list[float]) -> Iterator[Any]:
+def loaded(model: TinyModel, files: Prepared, weights: list[float]) -> Generator[Any]:
     """diffusers' own pipeline with the IP-Adapters, taken off again at the end."""
     pipeline = model.pipeline
     files.load_into(pipeline, weights)

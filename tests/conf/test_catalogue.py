@@ -56,6 +56,16 @@ def test_every_name_that_users_know_is_there() -> None:
     assert vaes <= {path.stem for path in (CONF / "vae").glob("*.yaml")}
     assert {"EasyNegative", "bad_prompt_version2", "ng_deepnegative_v1_75t"} <= {path.stem for path in (CONF / "embedding").glob("*.yaml")}
     assert {"sd15_canny", "sd15_depth", "sd15_openpose", "sdxl_canny"} <= {path.stem for path in (CONF / "controlnet").glob("*.yaml")}
+    adapters = {
+        "ip-adapter_sd15",
+        "ip-adapter_sd15_light",
+        "ip-adapter-plus_sd15",
+        "ip-adapter-plus-face_sd15",
+        "ip-adapter-full-face_sd15",
+    }
+    adapters |= {"ip-adapter_sdxl", "ip-adapter_sdxl_vit-h", "ip-adapter-plus_sdxl_vit-h"}
+    assert adapters <= {path.stem for path in (CONF / "ip_adapter").glob("*.yaml")}
+    assert {"clip_vit_h", "clip_vit_bigg"} <= {path.stem for path in (CONF / "image_encoder").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdbatch
-from sdbatch.cell import Strength
+from sdbatch.cell import ImagePrompt, Strength
 from sdbatch.results.infotext import Infotext, infotext_of, parse, write
 from sdbatch.results.png import png_of
 from tests.results.samples import INPAINT, RECIPE, make_cell, make_picture, weight_file
@@ -71,6 +71,16 @@ def test_block_weights_and_hypernetworks_are_said_in_the_prompt_as_a1111_says_th
     cell = make_cell(recipe=recipe, strengths=strengths, hypernetwork_weights=(0.75,))
     tags = "<lora:ink:0.25:0.5:lbw=MIDD> <lora:neon:1:lbw=1,0.5> <hypernet:anime:0.75>"
     assert infotext_of(cell).prompt == f"a red circle, badhands {tags}"
+
+
+def test_an_ip_adapter_is_one_more_unit_of_a1111_s_extension() -> None:
+    follow = weight_file("follow")
+    recipe = replace(make_cell().recipe, ip_adapters=(follow,), image_encoders=(weight_file("eye"),))
+    cell = make_cell(recipe=recipe, image_prompts=(ImagePrompt("/home/someone/cat.png", "cd" * 32, 0.6, 0.0, 0.9),))
+    told = parse(write(infotext_of(cell))).parameters
+    assert told["ControlNet 0"].startswith("Module: canny, Model: edges")
+    unit = f"Module: ip-adapter-auto, Model: follow [{follow.sha256[:8]}], Weight: 0.6, Guidance Start: 0, Guidance End: 0.9"
+    assert told["ControlNet 1"] == unit
 
 
 def test_a_plain_cell_says_no_more_than_it_has() -> None:

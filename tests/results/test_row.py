@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from sdbatch.cell import Strength
+from sdbatch.cell import ImagePrompt, Strength
 from sdbatch.results.commit import part_bytes
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import ImageFile, axes_of, failed_row, recipe_id, row_of, table_of, versions_of
@@ -55,6 +55,17 @@ def test_a_row_says_what_was_made_of_which_picture() -> None:
     plain, bare = (row_of(make_picture(source=source), IMAGE, ORIGIN) for source in (None, dataclasses.replace(INPAINT, mask=None)))
     assert (plain["task"], plain["task_strength"]) == ("txt2img", None)
     assert (bare["task"], bare["task_strength"], bare["task_paste"]) == ("img2img", 0.6, None)
+
+
+def test_a_row_says_what_ip_adapters_were_shown() -> None:
+    recipe = dataclasses.replace(RECIPE, ip_adapters=(weight_file("follow"),), image_encoders=(weight_file("eye"),))
+    prompts = (ImagePrompt("/home/someone/secret/cat.png", "cd" * 32, 0.6, 0.1, 0.9),)
+    row = row_of(make_picture(3, recipe=recipe, image_prompts=prompts), IMAGE, ORIGIN)
+    follow = {"name": "follow", "sha256": weight_file("follow").sha256, "image": "cat.png", "image_sha256": "cd" * 32}
+    assert row["ip_adapters"] == [{**follow, "weight": 0.6, "start": 0.1, "end": 0.9}]
+    assert row["image_encoders"] == [{"name": "eye", "sha256": weight_file("eye").sha256}]
+    assert table_of([row]).column("ip_adapters").to_pylist() == [row["ip_adapters"]]
+    assert "/home/someone" not in str(row)
 
 
 def test_no_path_of_this_machine_is_recorded() -> None:

@@ -280,6 +280,34 @@ def ip_adapter(cross: int, image: int = 1024) -> Tensors:
     }
 
 
+def ip_adapter_plus(cross: int, hidden: int) -> Tensors:
+    attention = {name: shape for name, shape in ip_adapter(cross).items() if name.startswith("ip_adapter.")}
+    resampler = {"latents": (1, 16, 64), "proj_in.weight": (64, hidden), "proj_out.weight": (cross, 64), "layers.0.0.to_q.weight": (64, 64)}
+    return {**{f"image_proj.{name}": shape for name, shape in resampler.items()}, **attention}
+
+
+def ip_adapter_full(cross: int, hidden: int) -> Tensors:
+    attention = {name: shape for name, shape in ip_adapter(cross).items() if name.startswith("ip_adapter.")}
+    layers = {"proj.0.weight": (hidden, hidden), "proj.2.weight": (cross, hidden), "proj.3.weight": (cross,)}
+    return {**{f"image_proj.{name}": shape for name, shape in layers.items()}, **attention}
+
+
+def ip_adapter_faceid(cross: int) -> Tensors:
+    attention = {name: shape for name, shape in ip_adapter(cross).items() if name.startswith("ip_adapter.")}
+    layers = {"proj.0.weight": (1024, 512), "proj.2.weight": (4 * cross, 1024), "norm.weight": (cross,)}
+    lora = {"ip_adapter.1.to_q_lora.down.weight": (128, 320)}
+    return {**{f"image_proj.{name}": shape for name, shape in layers.items()}, **attention, **lora}
+
+
+def clip_vision(hidden: int, projection: int) -> Tensors:
+    return {
+        "vision_model.embeddings.class_embedding": (hidden,),
+        "vision_model.embeddings.patch_embedding.weight": (hidden, 3, 14, 14),
+        "vision_model.encoder.layers.0.mlp.fc1.weight": (4 * hidden, hidden),
+        "visual_projection.weight": (projection, hidden),
+    }
+
+
 def hypernetwork(widths: tuple[int, ...]) -> Tensors:
     names: Tensors = {}
     for width in widths:

@@ -111,7 +111,7 @@ def test_the_tiny_vae_fits_the_tiny_model_only(read: Read) -> None:
         assert (find_mismatch(read(d.ldm_vae("", width=vae)), "vae", read(base)) is None) == fits
 
 
-SLOTS = ("checkpoint", "vae", "text_encoder", "lora", "embedding", "hypernetwork", "controlnet", "ip_adapter", "upscaler")
+SLOTS = ("checkpoint", "vae", "text_encoder", "lora", "embedding", "hypernetwork", "controlnet", "ip_adapter", "image_encoder", "upscaler")
 KINDS: dict[str, d.Tensors] = {
     "checkpoint": d.sd1(),
     "vae": d.ldm_vae(""),
@@ -121,6 +121,7 @@ KINDS: dict[str, d.Tensors] = {
     "hypernetwork": d.hypernetwork((768, 320, 640, 1280)),
     "controlnet": d.ldm_controlnet(768),
     "ip_adapter": d.ip_adapter(768),
+    "image_encoder": d.clip_vision(1280, 1024),
     "upscaler": {"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
 }
 
@@ -149,6 +150,18 @@ def test_a_file_in_the_wrong_slot_is_named_for_what_it_is(read: Read, slot: str,
 def test_what_sdbatch_does_not_run_is_said_in_the_plan(read: Read, tensors: d.Tensors, group: str, said: str) -> None:
     file = read(tensors)
     assert said in (find_mismatch(file, group, file if group == "checkpoint" else read(d.sd1())) or "")
+
+
+def test_flux_runs_no_ip_adapter(read: Read) -> None:
+    xlabs = {
+        "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": (3072, 4096),
+        "ip_adapter_proj_model.proj.weight": (9, 768),
+    }
+    flux = read(FLUX)
+    assert "is an IP-Adapter for FLUX.1, the model is FLUX.1, with which sdbatch runs no IP-Adapter" in (
+        find_mismatch(read(xlabs), "ip_adapter", flux) or ""
+    )
+    assert "is an IP-Adapter for FLUX.1, the model is SDXL" in (find_mismatch(read(xlabs), "ip_adapter", read(d.sdxl())) or "")
 
 
 def test_flux_runs_no_controlnet(read: Read) -> None:

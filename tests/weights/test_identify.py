@@ -266,7 +266,16 @@ def test_rank_and_alpha_by_block(tmp_path: Path, dtype: str) -> None:
         ({"conv_in.weight": (320, 768, 3, 3), "body.0.block1.weight": (5, 5)}, {"kind": "t2i_adapter", "family": "sdxl"}),
         (d.ip_adapter(768), {"kind": "ip_adapter", "family": "sd1", "variant": "base", "image_embedding_width": 1024}),
         (d.ip_adapter(2048, 1280), {"kind": "ip_adapter", "family": "sdxl", "image_embedding_width": 1280}),
-        ({**d.ip_adapter(768), "image_proj.latents": (1, 16, 768)}, {"kind": "ip_adapter", "variant": "plus"}),
+        (
+            d.ip_adapter_plus(768, 1280),
+            {"kind": "ip_adapter", "variant": "plus", "image_embedding_width": None, "image_hidden_width": 1280},
+        ),
+        (d.ip_adapter_full(768, 1280), {"kind": "ip_adapter", "family": "sd1", "variant": "full", "image_hidden_width": 1280}),
+        (d.ip_adapter_faceid(768), {"kind": "ip_adapter", "family": "sd1", "variant": "faceid"}),
+        (
+            d.clip_vision(1280, 1024),
+            {"kind": "image_encoder", "variant": "clip_vit_h", "image_embedding_width": 1024, "image_hidden_width": 1280},
+        ),
         ({"emb_params": (8, 768)}, {"kind": "embedding", "family": "sd1", "embedding_vectors": 8, "embedding_widths": (768,)}),
         ({"clip_g": (4, 1280), "clip_l": (4, 768)}, {"kind": "embedding", "family": "sdxl", "embedding_widths": (768, 1280)}),
         ({"<my-style>": (768,)}, {"kind": "embedding", "family": "sd1", "embedding_vectors": 1}),
