@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from sdbatch.adapters.finite import refuse_not_finite
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
+from sdbatch.weights.cache import FileCache, FileState, cache_folder
 from sdbatch.weights.reader import read_header
 
 Tensors = dict[str, torch.Tensor]
@@ -36,9 +37,24 @@ def read_tensors(file: WeightFile) -> TensorFile:
     Raises:
         WeightFileError: missing, damaged, no weight file, a pickle that holds more than tensors, or values that are no numbers.
     """
+    path = Path(file.path)
+    before = _state_of(path)
     found = map_tensors(file)
-    refuse_not_finite(found.tensors, f"{file.name} ({Path(file.path).name})")
+    # What was looked at once is not again while it is the same file, by the same signs as its hash is remembered; the state is
+    # taken on both sides of the mapping, so that another file moved to this place meanwhile is not taken for it.
+    seen = FileCache(cache_folder() / "finite")
+    if before is None or _state_of(path) != before or not seen.load(before).get("finite"):
+        refuse_not_finite(found.tensors, f"{file.name} ({path.name})")
+        if before is not None and _state_of(path) == before:
+            seen.store(before, {"finite": True})
     return found
+
+
+def _state_of(path: Path) -> FileState | None:
+    try:
+        return FileState.of(path)
+    except OSError:
+        return None
 
 
 def map_tensors(file: WeightFile) -> TensorFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sdbatch.adapters import read
 from sdbatch.adapters.finite import is_finite
 from sdbatch.adapters.read import read_tensors
 from sdbatch.cell import WeightFile
@@ -48,6 +50,38 @@ def test_a_file_with_nan_is_refused_when_it_is_read(tmp_path: Path, suffix: str)
         save_file(tensors, path)
     with pytest.raises(WeightFileError, match=r"mine \(x\..*\): tensor bad\.weight and 1 more of 3 holds values that are no numbers"):
         read_tensors(WeightFile("mine", str(path), ""))
+
+
+def settle(path: Path) -> None:
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 100 * 10**9))
+
+
+def test_a_file_is_looked_at_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(3)}, path)
+    settle(path)
+    looked: list[str] = []
+
+    def note(_: object, what: str) -> None:
+        looked.append(what)
+
+    monkeypatch.setattr(read, "refuse_not_finite", note)
+    for _ in range(3):
+        assert read_tensors(WeightFile("mine", str(path), "")).tensors["a"].tolist() == [1, 1, 1]
+    assert looked == ["mine (x.safetensors)"]
+    save_file({"a": torch.ones(4)}, path)
+    settle(path)
+    read_tensors(WeightFile("mine", str(path), ""))
+    assert len(looked) == 2
+
+
+def test_what_was_refused_is_refused_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.tensor([math.nan])}, path)
+    settle(path)
+    for _ in range(2):
+        with pytest.raises(WeightFileError, match="no numbers"):
+            read_tensors(WeightFile("mine", str(path), ""))
 
 
 def test_it_costs_less_than_a_second_a_gigabyte() -> None:

@@ -1,7 +1,8 @@
 """Loading a full-size SD 1.5 checkpoint against the fastest possible read of its file, and the memory it takes.
 
-`cold` is from the disk, the file dropped from the page cache first; `warm` is from the page cache. The read goes through one
-buffer of 8 MB and keeps nothing; loading checks every value, builds the modules and the tokenizer and leaves them ready.
+`cold` is from the disk, the file dropped from the page cache first; `warm` is from the page cache. `read` goes through one buffer
+of 8 MB and keeps nothing; `copy` reads the file into memory. `first` loads it as one never seen: looks at every value, builds the
+modules and the tokenizer and leaves them ready; `load` is every later one, when that all values are numbers is remembered.
 
 python -m tests.benchmarks.loading [--folder FOLDER] [--rounds 3]      the folder keeps the 4.3 GB checkpoint for the next time
 """
@@ -55,7 +56,13 @@ def measure(way: str, folder: Path, temperature: str) -> None:
     drop_from_cache(path) if temperature == "cold" else read(path)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    read(path) if way == "read" else model.prepare(recipe)
+    match way:
+        case "read":
+            read(path)
+        case "copy":
+            path.read_bytes()
+        case _:
+            model.prepare(recipe)
     told = {
         "wall_s": time.perf_counter() - wall_s,
         "cpu_s": time.process_time() - cpu_s,
@@ -66,15 +73,24 @@ def measure(way: str, folder: Path, temperature: str) -> None:
 
 
 def run(way: str, folder: Path, temperature: str) -> dict[str, Any]:
+    """One read or load in a process of its own; `first` remembers nothing of the file."""
+    with tempfile.TemporaryDirectory() as nothing_known:
+        cache = nothing_known if way == "first" else str(folder / "cache")
+        return _run("load" if way == "first" else way, folder, temperature, cache)
+
+
+def _run(way: str, folder: Path, temperature: str, cache: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.loading", "--one", way, "--folder", str(folder), "--temperature", temperature]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}).stdout
+    output = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": cache}
+    ).stdout
     return json.loads(output.splitlines()[-1])
 
 
 def compare(folder: Path, rounds: int) -> None:
     run("load", folder, "warm")  # writes the checkpoint the first time, and loads the library's own files
     for temperature in ("cold", "warm"):
-        found: dict[str, list[dict[str, Any]]] = {"read": [], "load": []}
+        found: dict[str, list[dict[str, Any]]] = {"read": [], "copy": [], "first": [], "load": []}
         for _ in range(rounds):
             for way, costs in found.items():
                 costs.append(run(way, folder, temperature))
@@ -84,11 +100,12 @@ def compare(folder: Path, rounds: int) -> None:
                 f"{temperature} {way}: {middle['wall_s']:6.2f} s, {middle['cpu_s']:5.2f} CPU s, {middle['memory_gb']:.2f} GB more memory",
                 flush=True,
             )
-        wall, cpu = (
-            [load[key] / read[key] for load, read in zip(found["load"], found["read"], strict=True)] for key in ("wall_s", "cpu_s")
-        )
-        beyond = statistics.median(cost["memory_gb"] - cost["file_gb"] for cost in found["load"])
-        print(f"{temperature} load / read: time {statistics.median(wall):.2f}, CPU {statistics.median(cpu):.2f}", flush=True)
+        for way in ("first", "load"):
+            for base in ("read", "copy"):
+                pairs = list(zip(found[way], found[base], strict=True))
+                wall, cpu = (statistics.median(load[key] / other[key] for load, other in pairs) for key in ("wall_s", "cpu_s"))
+                print(f"{temperature} {way} / {base}: time {wall:.2f}, CPU {cpu:.2f}", flush=True)
+        beyond = statistics.median(cost["memory_gb"] - cost["file_gb"] for cost in found["first"])
         print(f"{temperature} memory beyond the file's size: {beyond:.2f} GB", flush=True)
 
 
@@ -96,7 +113,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", choices=["read", "load"])
+    parser.add_argument("--one", choices=["read", "copy", "load"])
     parser.add_argument("--temperature", choices=["cold", "warm"], default="warm")
     asked = parser.parse_args()
     if asked.one:
