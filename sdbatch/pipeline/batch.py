@@ -104,11 +104,12 @@ def collect(groups: Sequence[Group], size: int, enlarge: Callable[[Picture, Upsc
     pictures: dict[int, Picture] = {}
     for group in groups:
         assert group.pixels is not None
+        shares = {name: group.facts[name] / len(group.cells) for name in ("encode_s", "denoise_s", "decode_s")}
         for row, (slot, cell) in enumerate(zip(group.slots, group.cells, strict=True)):
             pixels, fault = group.pixels[row], find_fault(group.pixels[row], group.finite[row])
             if cell.source is not None and fault is None:
                 pixels = put_back(pixels, cell.source)
-            pictures[slot] = enlarge(Picture(cell, pixels, fault, {**group.facts, "batch_slot": row}), group.upscaler)
+            pictures[slot] = enlarge(Picture(cell, pixels, fault, {**group.facts, **shares, "batch_slot": row}), group.upscaler)
     return [pictures[slot] for slot in range(size)]
 
 

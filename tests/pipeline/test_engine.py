@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,14 @@ def test_facts(engine: DiffusersEngine, model: TinyModel, stacked: dict[str, Any
     assert all(applied == total > 0 for applied, total in facts["applied_keys"].values())
     assert list(facts["applied_keys"]) == ["first", "second"]
     assert facts["denoise_s"] > 0 < facts["decode_s"]
+
+
+def test_seconds_of_a_batch_are_shared_by_its_images(engine: DiffusersEngine, model: TinyModel) -> None:
+    begun = time.perf_counter()
+    pictures = make(engine, [make_cell(model.recipe(), seed=seed) for seed in range(8)])
+    spent_s = time.perf_counter() - begun
+    told_s = sum(picture.facts[name] for picture in pictures for name in ("encode_s", "denoise_s", "decode_s"))
+    assert spent_s / 2 < told_s < spent_s
 
 
 def test_what_is_equal_is_kept_and_what_differs_is_swapped(
