@@ -65,7 +65,7 @@ def test_models_lists_what_cannot_be_read_with_its_fault(workspace: Path, capsys
 
 def test_the_columns_are_an_interface() -> None:
     assert SCHEMA.names[:10] == ["option", "fault", "path", "name", "group", "kind", "format", "size", "family", "variant"]
-    assert len(SCHEMA.names) == 36
+    assert len(SCHEMA.names) == 37
 
 
 def test_a_wrong_word_is_answered_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
