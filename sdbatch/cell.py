@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # the catalogue of weight files reads these words too, and is to cost milliseconds
+    import numpy as np
+    import numpy.typing as npt
 
 SEED_LIMIT = 2**32
 """Seeds are below this: torch's CPU generator ignores the higher bits, so seed 2**32 would repeat seed 0."""
