@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, ValueType
@@ -77,10 +79,25 @@ def _add_sweep(composer: Composer, request: Request, override: Override) -> None
         request.intervals.append(Interval(key, float(cast(float, interval.start)), float(cast(float, interval.end))))
         return
     structural = composer.is_group(key) or key.startswith(("+", "~"))
-    if structural or isinstance(sweep, Glob):
+    if isinstance(sweep, Glob) and not structural:
+        request.axes.append(Axis.single(key, matching_files(key, sweep)))
+    elif structural:
         request.axes.append(Axis.single(key, [str(text) for text in override.sweep_string_iterator()]))
     else:
         request.axes.append(Axis.single(key, sweep_values(override)))
+
+
+def matching_files(key: str, pattern: Glob) -> list[str]:
+    """The files that a glob on a plain key names, such as `task.image=glob(photos/*.jpg)`, sorted. Raises ConfigError for none."""
+    found = _matching(pattern.include) - _matching(pattern.exclude)
+    if files := sorted(path for path in found if Path(path).is_file()):
+        return files
+    raise ConfigError(f"{key}: no file matches {', '.join(pattern.include)}.")
+
+
+def _matching(patterns: Sequence[str]) -> set[str]:
+    # Not by pathlib, whose patterns are all relative.
+    return {path for pattern in patterns for path in glob(str(Path(pattern).expanduser()), recursive=True)}  # noqa: PTH207
 
 
 def sweep_values(override: Override) -> Sequence[Any]:

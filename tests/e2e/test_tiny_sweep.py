@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,9 @@ from PIL import Image
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
 from sdbatch.results.row import axes_of
-from sdbatch.weights.catalog import embedded_root
+from tests.e2e.conftest import CHECKPOINT, Run
 
-CHECKPOINT = embedded_root() / "checkpoints/tiny.safetensors"
 pytestmark = pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the embedded model is not built yet")
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sweeps")
-
-
-@pytest.fixture(scope="module")
-def run(place: Path) -> Run:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "sdbatch", *arguments]
-        return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=400, check=False)
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,70 @@
+"""img2img and inpainting with the embedded model: what they keep of a picture, and what they make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+import sdbatch
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.png import read_texts
+from sdbatch.results.reader import load_rows
+from sdbatch.results.row import axes_of
+from tests.e2e.conftest import CHECKPOINT, Run
+
+pytestmark = pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the embedded model is not built yet")
+
+PICTURES = Path(sdbatch.__file__).parent.parent / "jobs/pictures"
+SIDE, HOLE = 128, slice(32, 96)
+
+Floats = npt.NDArray[np.float32]
+
+
+def read(path: Path) -> Floats:
+    return np.asarray(Image.open(path).convert("RGB"), dtype=np.float32)
+
+
+def distance(one: Floats, other: Floats) -> float:
+    return float(np.abs(one - other).mean())
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return load_rows(SweepFolder(folder)).to_pylist()
+
+
+def test_strength_leads_from_the_picture_to_the_prompt(place: Path, run: Run) -> None:
+    axes = ["task=img2img", f"task.image={PICTURES / 'car.png'}", "task.strength=0,0.2,0.5,1", "prompt=a dog"]
+    done = run("-m", *axes, "memory.threads=1", "tracking=none", "out=strengths")
+    assert done.returncode == 0, done.stderr
+    made = {axes_of(row)["task.strength"]: read(place / "strengths" / row["image"]) for row in rows_of(place / "strengths")}
+    car, dog = read(PICTURES / "car.png"), read(PICTURES / "dog.png")
+    away = [distance(made[strength], car) for strength in sorted(made)]
+    assert away == sorted(away)
+    assert away[0] < 8 < 30 < away[1]
+    near = [distance(made[strength], dog) for strength in sorted(made)]
+    assert near == sorted(near, reverse=True)
+    assert near[-1] < 20
+
+
+def test_inpainting_paints_inside_the_mask_alone(place: Path, run: Run) -> None:
+    drawn = np.zeros((SIDE, SIDE), np.uint8)
+    drawn[HOLE, HOLE] = 255
+    Image.fromarray(drawn).save(place / "mask.png")
+    axes = ["task=inpaint", f"task.image={PICTURES / 'car.png'}", "task.mask=mask.png", "task.strength=0.9", "prompt=a dog", "seed=1,2"]
+    done = run("-m", *axes, "task.mask_blur=0", "memory.threads=1", "tracking=none", "out=inpainted")
+    assert done.returncode == 0, done.stderr
+    car, dog = read(PICTURES / "car.png"), read(PICTURES / "dog.png")
+    rows = rows_of(place / "inpainted")
+    for row in rows:
+        made = read(place / "inpainted" / row["image"])
+        np.testing.assert_array_equal(made[drawn == 0], car[drawn == 0])
+        assert distance(made[HOLE, HOLE], dog[HOLE, HOLE]) < 0.5 * distance(made[HOLE, HOLE], car[HOLE, HOLE])
+        assert (row["task"], row["task_image"], row["task_mask"]) == ("inpaint", "car.png", "mask.png")
+        assert "Denoising strength: 0.9" in read_texts(place / "inpainted" / row["image"])["parameters"]
+    image = place / "inpainted" / rows[0]["image"]
+    assert "the same bytes" in run("replay", str(image), "to=again.png").stdout
