@@ -87,7 +87,10 @@ class Composer:
             raise ConfigError(explain(error, self, overrides)) from None
         except yaml.YAMLError as error:
             raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())}.") from None
-        return Composition(config, plain, cast(dict[str, Any], hydra))
+        composition = Composition(config, plain, cast(dict[str, Any], hydra))
+        if any(override.startswith(("+", "~")) for override in overrides):
+            composition.check_keys()
+        return composition
 
     def _with_own_files(self, plain: dict[str, Any]) -> dict[str, Any]:
         """Where no `file` is given: what a repository or a preset stands for, else (of a stack) the file of the item's own name.

@@ -5,8 +5,8 @@ from __future__ import annotations
 # pyright: reportPrivateUsage=false
 # OmegaConf has no public way to a node, nor to convert one value.
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, cast
 
@@ -64,10 +64,31 @@ class Composition:
             return f"{key}: {self.hydra['launcher'].get('name')} has no such option. {did_you_mean(key, options, shown=len(options))}"
         return f"{key}: there is no such key. {did_you_mean(key, leaf_keys(self.plain))}"
 
+    def check_keys(self) -> None:
+        """Raises ConfigError for a key that `+` put where nothing reads it, or that `~` took out."""
+        for path, kind, keys in _typed_nodes(self.tree):
+            names = [field.name for field in fields(kind)]
+            if strange := next((f"{path}{key}" for key in keys if key not in names), None):
+                known = [key for key in leaf_keys(self.plain) if not f"{key}.".startswith(f"{strange}.")]
+                raise ConfigError(f"{strange}: there is no such key. {did_you_mean(strange, known)}")
+            if gone := next((f"{path}{name}" for name in names if name not in keys), None):
+                raise ConfigError(f"~{gone}: a key cannot be taken out. Give it another value.")
+
     def interpolates(self, key: str) -> bool:
         """Whether some other value may be computed from this key, so that overlaying it alone would be wrong."""
         last = key.rpartition(".")[2]
         return any(last in text for text in interpolations(self.tree))
+
+
+def _typed_nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, type[Any], list[str]]]:
+    """Path, class and keys of every node that has a class."""
+    kind = OmegaConf.get_type(node)
+    if kind is not None and is_dataclass(kind):
+        yield path, kind, [str(key) for key in node]
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and not child._is_missing():
+            yield from _typed_nodes(child, f"{path}{key}.")
 
 
 def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Protocol
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
 from sdbatch.cell import STACKS
+from sdbatch.config import schema
 from sdbatch.config.composition import Composition
+from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.weights.catalog import Catalog
 
 KEY = re.compile(r"full_key: (\S+)")
+IN_FILE = re.compile(r"In '(.+?)': \w+ raised while composing config:\n(.+)\n +full_key: (\S+)")
+CLASSES = {name: kind for name, kind in vars(schema).items() if is_dataclass(kind)}
+"""What OmegaConf calls a node's type in its errors."""
 
 
 class Vocabulary(Protocol):
@@ -51,13 +57,24 @@ def explain(error: Exception, vocabulary: Vocabulary, overrides: Sequence[str] =
         return _unknown_key(match[1], vocabulary, overrides)
     if "Could not find" in text or "No match in the defaults list" in text:
         return text.splitlines()[0]
+    if match := IN_FILE.match(text):
+        return _wrong_file(match[1], match[2], match[3])
     if match := KEY.search(str(cause)):
         if match[1] in STACKS and "ListConfig" in str(cause):
             # Without a single file there is no such group, so Hydra takes the stack for a value.
             return f"{match[1]}: there is no {match[1]} file in the models folders. Put one into {vocabulary.catalog.target(match[1])}."
         # What a resolver of ours says stands after OmegaConf's own words.
         return f"{match[1]}: {str(cause).splitlines()[0].rpartition('ConfigError raised while resolving interpolation: ')[2]}"
-    return "\n".join(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line)
+    return "\n".join(dict.fromkeys(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line))
+
+
+def _wrong_file(name: str, text: str, key: str) -> str:
+    """What is wrong in a YAML file."""
+    if match := re.match(r"Key '.*' not in '(\w+)'", text):
+        parent = key.rpartition(".")[0]
+        names = [f"{parent}.{field.name}".lstrip(".") for field in fields(CLASSES[match[1]])] if match[1] in CLASSES else []
+        text = f"there is no such key. {did_you_mean(key, names)}"
+    return f"{name}.yaml: {key}: {text}"
 
 
 def _quoted(override: str) -> str:
@@ -66,10 +83,13 @@ def _quoted(override: str) -> str:
 
 
 def _missing_option(text: str, vocabulary: Vocabulary) -> str:
-    if match := re.search(r"Could not find '(.+?)'", text):
+    if match := re.search(r"Could not (?:find|load) '(.+?)'", text):
         group, _, option = match[1].rpartition("/")
         if group and vocabulary.is_group(group):
             return f"{group}={option}: there is no such {group}. {did_you_mean(option, vocabulary.options(group))}"
+        if group := next((name for name in FILE_GROUPS if match[1].startswith(f"{name}/")), None):
+            path, name = match[1].removeprefix(f"{group}/"), f"{group}.NAME" if group in STACKS else group
+            return f"{group}={path}: there is no such {group}. A file by its path is {name}.file={path}."
         return f"{match[1]}: no such option or configuration. Groups: {', '.join(vocabulary.groups())}."
     if match := re.search(r"Cannot find primary config '(.+?)'", text):
         return f"-cn {match[1]}: no such configuration. Jobs are found in the folder given by -cd."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,24 @@ class Estimate:
     recipes: list[str]
     disk_gb: float
 
+    @property
+    def disk(self) -> str:
+        """The disk space as people say it."""
+        return f"{self.disk_gb:.1f} GB" if self.disk_gb >= 1.0 else f"{math.ceil(self.disk_gb * 1000)} MB"
+
 
 def estimate(plan: Plan) -> Estimate:
     """Count loads in plan order and pixels."""
     counts = np.bincount(plan.recipe, minlength=len(plan.recipes)).tolist()
-    texts = [f"{describe(recipe)}: {count} images" for recipe, count in zip(plan.recipes, counts, strict=True)]
+    texts = [f"{describe(recipe)}: {images(count)}" for recipe, count in zip(plan.recipes, counts, strict=True)]
     if len(texts) > SHOWN_RECIPES:
         texts = [*texts[:SHOWN_RECIPES], f"... and {len(texts) - SHOWN_RECIPES} more"]
     return Estimate(_loads(plan.recipes), texts, _pixels(plan) * PNG_BYTES_PER_PIXEL / 1e9)
+
+
+def images(count: int) -> str:
+    """`1 image`, `64 images`."""
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def describe(recipe: Recipe) -> str:

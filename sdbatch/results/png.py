@@ -129,6 +129,8 @@ def read_texts(path: Path | str) -> dict[str, str]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=["PNG"]) as image:
                 return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except FileNotFoundError:
+        raise FolderError(f"{path}: there is no such file.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FolderError(f"{path}: not a PNG that can be read ({error}).") from error
 

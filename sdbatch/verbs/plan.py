@@ -10,7 +10,7 @@ from sdbatch.config.arguments import read_arguments
 
 def main(arguments: Sequence[str]) -> int:
     """Plan and print. Returns the exit code."""
-    from sdbatch.plan.estimate import estimate
+    from sdbatch.plan.estimate import estimate, images
     from sdbatch.results.folder import SweepFolder
     from sdbatch.results.reader import read_index
     from sdbatch.run.prepare import prepare
@@ -19,10 +19,10 @@ def main(arguments: Sequence[str]) -> int:
     folder = SweepFolder(job.out)
     made = len(read_index(folder).done & set(job.plan.image_ids)) if folder.is_sweep else 0
     told = estimate(job.plan)
-    lines = [f"{job.settings.name}: {len(job.plan)} images in {job.out}" + (f", {made} of them made already" if made else "")]
+    lines = [f"{job.settings.name}: {images(len(job.plan))} in {job.out}" + (f", {made} of them made already" if made else "")]
     lines += [f"  axis     {key}: {count}" for key, count in job.axes.items()]
     lines += [f"  recipes  {len(job.plan.recipes)}; loads: {told.loads}"]
     lines += [f"  recipe   {text}" for text in told.recipes]
-    lines += [f"  disk     about {told.disk_gb:.2f} GB of images", f"  shards   {job.plan.shards}"]
+    lines += [f"  disk     about {told.disk} of images", f"  shards   {job.plan.shards}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

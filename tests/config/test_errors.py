@@ -40,6 +40,11 @@ CASES = [
     ["hydra/launcher=basic"],
     ["matrix.draws=9"],
     ["sampler.options._target_=os.system"],
+    ["+sed.x=1"],
+    ["lora=[red]", "+lora.red.wieght=1"],
+    ["~seed"],
+    ["checkpoint=/there/is.safetensors"],
+    ["lora=[red,/there/is.safetensors]"],
 ]
 
 
@@ -61,6 +66,21 @@ def test_error_messages_are_as_reviewed(workspace: Path) -> None:
     if not GOLDEN.exists():
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sed: 3", r"mine.yaml: sed: there is no such key. Did you mean seed"),
+        ("lora: {red: {wieght: 3}}", r"mine.yaml: lora.red.wieght: there is no such key. Did you mean lora.red.weight"),
+        ("steps: abc", r"mine.yaml: steps: Value 'abc'"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_with_its_file(workspace: Path, text: str, said: str) -> None:
+    (workspace / "conf/experiment").mkdir(parents=True)
+    (workspace / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(SdbatchError, match=said):
+        plan_of("experiment=mine")
 
 
 @pytest.mark.usefixtures("workspace")

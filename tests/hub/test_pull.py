@@ -55,7 +55,7 @@ def test_a_preset_is_fetched_checked_and_found(workspace: Path, hub: Hub, asking
     assert not parts(workspace)
     planned = plan(asking)
     assert planned.returncode == 0, planned.stderr
-    assert "mine_v1: 1 images" in planned.stdout
+    assert "mine_v1: 1 image" in planned.stdout
     before = len(hub.requests)
     again = asking("pull", "checkpoint=mine")
     assert "mine is here" in again.stdout

@@ -68,7 +68,7 @@ def test_a_repository_is_planned_by_its_commit_and_used_offline(workspace: Path,
     assert "run `sdbatch pull checkpoint.repo=owner/pipe checkpoint.revision=main` where there is a network" in told.stderr
     planned = asking(*words)
     assert planned.returncode == 0, planned.stderr
-    assert f"owner/pipe@{commit[:12]}: 1 images" in planned.stdout
+    assert f"owner/pipe@{commit[:12]}: 1 image" in planned.stdout
     fetched = {path.partition("/resolve/")[2].partition("/")[2] for path, _ in hub.transfers()}
     chosen = set(choose_files(pipeline(workspace)))
     assert fetched <= chosen, "neither code, nor pickles, nor what is not read"
