@@ -6,6 +6,7 @@ from typing import Any
 
 from sdbatch.config.arguments import read_arguments
 from sdbatch.plan.plan import Plan
+from sdbatch.results.ids import texts_of
 from sdbatch.run.prepare import Job, prepare
 from tests.conftest import BASE
 
@@ -24,3 +25,8 @@ def plan_of(*overrides: str, sweep: bool = True) -> Plan:
 def values(plan: Plan, key: str) -> list[Any]:
     """The values of one axis over all cells, in plan order."""
     return [dict(plan.axes(index)).get(key) for index in range(len(plan))]
+
+
+def image_ids(plan: Plan) -> list[str]:
+    """The id of every cell, in plan order."""
+    return [image_id for cells in plan.iter_slices() for image_id in texts_of(cells.ids)]

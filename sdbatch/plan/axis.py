@@ -1,10 +1,11 @@
-"""Axes of a sweep, as written and as expanded into index arrays."""
+"""Axes of a sweep: as written, and as columns of values over their points. The product of axes is never written out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,11 @@ import numpy.typing as npt
 from sdbatch.errors import ConfigError
 
 Codes = npt.NDArray[np.int64]
+Points = Sequence[Codes]
+"""Some cells: of each axis, the point at which each cell is."""
+
+CELLS_LIMIT = 10**10
+"""More than anybody makes: a slip of the pen, not a sweep."""
 
 
 class Unset:
@@ -65,6 +71,28 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Column:
+    """The values of one swept key."""
+
+    axis: int
+    """The number of its axis."""
+    values: Sequence[Any]
+    """Its distinct values. A range stays one: a hundred million seeds cost nothing."""
+    codes: Codes | None
+    """Of each point of the axis the place of its value, -1 where it is left as composed; None: point n has value n."""
+
+    def at(self, points: Points) -> Codes:
+        """The place of each cell's value."""
+        own = points[self.axis]
+        return own if self.codes is None else self.codes[own]
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether every point of the axis sets the key."""
+        return self.codes is None or bool((self.codes >= 0).all())
+
+
+@dataclass(frozen=True)
 class Space:
     """All axes of a sweep; the last one varies fastest."""
 
@@ -74,26 +102,35 @@ class Space:
 
     def __len__(self) -> int:
         """Number of points of the whole product."""
-        return int(np.prod([len(axis) for axis in self.axes], dtype=object)) if self.axes else 1
+        return math.prod(map(len, self.axes))
 
-    def expand(self) -> tuple[list[Axis], list[Codes]]:
-        """The axes, and for each the index of its value at every point. Intervals become axes of drawn values.
+    def expand(self) -> tuple[tuple[int, ...], dict[str, Column]]:
+        """The length of each axis, and the column of each key. Random draws make one long axis of all keys.
 
-        Raises ConfigError for an interval without draws, or for more draws than there are points.
+        Raises ConfigError for an interval without draws, for more draws than there are points, and for a slip of the pen.
         """
-        if self.draws is None:
-            if self.intervals:
-                raise ConfigError(f"{self.intervals[0].key}: an interval has no end. Set matrix.draws=N to draw N points at random.")
-            return list(self.axes), _product([len(axis) for axis in self.axes])
-        rng = np.random.default_rng(self.draws.seed)
-        codes = self._draw(self.draws, rng)
-        axes = list(self.axes)
-        for interval in self.intervals:
-            axes.append(Axis.single(interval.key, rng.uniform(interval.low, interval.high, self.draws.count).round(4).tolist()))
-            codes.append(np.arange(self.draws.count))
-        return axes, codes
+        if self.draws is not None:
+            return (self.draws.count,), self._draw(self.draws)
+        if self.intervals:
+            raise ConfigError(f"{self.intervals[0].key}: an interval has no end. Set matrix.draws=N to draw N points at random.")
+        if len(self) > CELLS_LIMIT:
+            sizes = " x ".join(f"{len(axis)} of {', '.join(axis.keys)}" for axis in self.axes)
+            raise ConfigError(f"matrix: {len(self):.3g} images are more than can be made ({sizes}). Set matrix.draws=N to draw N of them.")
+        columns = {key: column_of(number, values) for number, axis in enumerate(self.axes) for key, values in _items(axis)}
+        return tuple(map(len, self.axes)) or (1,), columns
 
-    def _draw(self, draws: Draws, rng: np.random.Generator) -> list[Codes]:
+    def _draw(self, draws: Draws) -> dict[str, Column]:
+        rng = np.random.default_rng(draws.seed)
+        columns: dict[str, Column] = {}
+        for axis, drawn in zip(self.axes, self._draw_points(draws, rng), strict=True):
+            for key, values in _items(axis):
+                column = column_of(0, values)
+                columns[key] = Column(0, column.values, column.at([drawn]))
+        for interval in self.intervals:
+            columns[interval.key] = column_of(0, rng.uniform(interval.low, interval.high, draws.count).round(4))
+        return columns
+
+    def _draw_points(self, draws: Draws, rng: np.random.Generator) -> Points:
         """Distinct points of the discrete axes (with intervals, every draw differs anyway)."""
         sizes = [len(axis) for axis in self.axes]
         if self.intervals:
@@ -102,42 +139,49 @@ class Space:
             raise ConfigError(f"matrix.draws={draws.count}: the matrix has only {len(self)} distinct points. Draw fewer, or add values.")
         if len(self) <= 4 * draws.count:
             return list(np.unravel_index(rng.permutation(len(self))[: draws.count], sizes)) if sizes else []
-        seen: dict[tuple[int, ...], None] = {}
-        while len(seen) < draws.count:
-            batch = np.stack([rng.integers(0, size, draws.count) for size in sizes], axis=1)
-            for point in map(tuple, batch.tolist()):
-                if len(seen) < draws.count:
-                    seen[point] = None
-        return list(np.array(list(seen), dtype=np.int64).T)
+        found: Points = [np.empty(0, np.int64) for _ in sizes]
+        while len(found[0]) < draws.count:
+            more = [np.concatenate([old, rng.integers(0, size, draws.count)]) for old, size in zip(found, sizes, strict=True)]
+            first = number_rows(more)[1][: draws.count]
+            found = [codes[first] for codes in more]
+        return found
 
 
-def _product(sizes: Sequence[int]) -> list[Codes]:
-    if not sizes:
-        return []
-    count = int(np.prod(sizes, dtype=np.int64))
-    return list(np.unravel_index(np.arange(count), tuple(sizes)))
+def _items(axis: Axis) -> zip[tuple[str, Sequence[Any]]]:
+    return zip(axis.keys, axis.columns, strict=True)
 
 
-def distinct(values: Sequence[Any]) -> tuple[list[Any], Codes]:
-    """Distinct values in order of first appearance, and the code of each value. Equal means equal as JSON, types included."""
+def column_of(axis: int, values: Sequence[Any] | npt.NDArray[np.float64]) -> Column:
+    """The column of an axis with these values, point by point. Equal means equal as JSON, types included."""
     if isinstance(values, range):
-        return list(values), np.arange(len(values))
-    found: dict[Any, int] = {}
+        return Column(axis, values, None)
+    if isinstance(values, np.ndarray):
+        codes, first = number_rows([np.unique(values, return_inverse=True)[1]])
+        return Column(axis, cast(list[Any], values[first].tolist()), codes)
+    places: dict[Any, int] = {UNSET: -1}
+    found: list[Any] = []
     codes = np.empty(len(values), dtype=np.int64)
-    for index, value in enumerate(values):
-        codes[index] = found.setdefault(_hashable(value), len(found))
-    first = np.full(len(found), -1, dtype=np.int64)
-    for index in range(len(values) - 1, -1, -1):
-        first[codes[index]] = index
-    return [values[index] for index in first.tolist()], codes
+    for point, value in enumerate(values):
+        known = places.setdefault(_hashable(value), len(found))
+        if known == len(found):
+            found.append(value)
+        codes[point] = known
+    return Column(axis, found, codes)
 
 
 def _hashable(value: Any) -> Any:
+    if value is UNSET:
+        return UNSET
     return (type(value).__name__, value if isinstance(value, str | int | float | bool | None) else repr(value))
 
 
-def iter_keys(axes: Sequence[Axis]) -> Iterator[tuple[int, int, str]]:
-    """(axis, column, key) of every key."""
-    for position, axis in enumerate(axes):
-        for column, key in enumerate(axis.keys):
-            yield position, column, key
+def number_rows(columns: Sequence[Codes]) -> tuple[Codes, Codes]:
+    """The number of each row, and the first place of each number; equal rows have one, in order of first appearance."""
+    number, first = np.zeros(len(columns[0]), dtype=np.int64), np.zeros(1, dtype=np.int64)
+    for codes in columns:
+        low = int(codes.min())
+        _, first, number = np.unique(number * (int(codes.max()) - low + 1) + (codes - low), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[number], first[order]

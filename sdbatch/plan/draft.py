@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from sdbatch.cell import STACKS
 from sdbatch.errors import ConfigError, Fault, PlanError
-from sdbatch.plan.axis import UNSET, Axis, Codes, Space, distinct
+from sdbatch.plan.axis import Column, Points, Space
+from sdbatch.plan.part import Parts
 from sdbatch.plan.tree import Tree, get, has, overlay
+
+Mask = npt.NDArray[np.bool_]
 
 FAULTS_PER_KEY = 3
 """More values wrong in the same way are counted, not listed."""
@@ -35,32 +40,56 @@ class Composed(Protocol):
 
 
 @dataclass(frozen=True)
-class Column:
-    """The values of one swept key: its distinct values, and per cell the index of its value (-1: as composed)."""
-
-    values: list[Any]
-    codes: Codes
-
-
-@dataclass(frozen=True)
 class Draft:
-    """All cells of a sweep, not yet checked: a composed configuration and some columns each."""
+    """All cells of a sweep, not yet checked and none written out: each is a composed configuration and some columns."""
 
+    choices: Parts
+    """The space, divided by choice of options; each part has a configuration."""
     groups: list[Tree]
-    group: Codes
-    """Per cell the index of its configuration."""
+    """The configurations."""
     columns: dict[str, Column]
     """Key path -> the values that are overlaid on the configuration."""
     labels: dict[str, Column]
     """Group choices that are swept (`lora`, `sampler`), as typed."""
+    exclude: Sequence[Mapping[str, Any]]
+    """Values of cells that are left out."""
 
-    def __len__(self) -> int:
-        return len(self.group)
+    @cached_property
+    def apart(self) -> Parts:
+        """The space, divided by choice of options and by what tells the cells that are left out."""
+        return self.choices.finer(hits for item in self._hits for _, _, hits in item if hits is not None)
 
-    def config(self, cell: int) -> Tree:
-        """The whole configuration of one cell."""
-        picked = {key: column.values[column.codes[cell]] for key, column in self.columns.items() if column.codes[cell] >= 0}
-        return overlay(self.groups[int(self.group[cell])], picked)
+    @cached_property
+    def _hits(self) -> list[list[tuple[str, Any, Column | None]]]:
+        """Of each item of `exclude`, its keys and values, and of those that are swept which values hit."""
+        both = {**self.labels, **self.columns}
+        return [[(key, value, hits_of(both[key], value) if key in both else None) for key, value in item.items()] for item in self.exclude]
+
+    def excluded(self, points: Points) -> Mask:
+        """Which of some cells are left out. Raises ConfigError for a key that is nowhere."""
+        found = np.zeros(len(points[0]), dtype=bool)
+        for item in self._hits:
+            hit = np.ones(len(found), dtype=bool)
+            for key, value, hits in item:
+                hit &= self._equals(key, value, hits, points)
+            found |= hit
+        return found
+
+    def _equals(self, key: str, value: Any, hits: Column | None, points: Points) -> Mask:
+        constant = np.array([get(plain, key) == value for plain in self.groups], dtype=bool)[self.choices.at(points)]
+        if hits is not None:
+            swept = hits.at(points)
+            return np.where(swept >= 0, swept == 1, constant)
+        if not any(has(plain, key) for plain in self.groups):
+            raise ConfigError(f"matrix.exclude: there is no key {key}.")
+        return constant
+
+
+def hits_of(column: Column, value: Any) -> Column:
+    """Whether a column has a value: 1 where it has, 0 where it has another, -1 where it has none."""
+    wanted = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+    hits = np.array([*(item in (value, wanted) for item in column.values), -1], dtype=np.int64)
+    return Column(column.axis, (False, True), hits[:-1] if column.codes is None else hits[column.codes])
 
 
 @dataclass(frozen=True)
@@ -80,18 +109,17 @@ class Sweep:
 def expand(sweep: Sweep) -> Draft:
     """Expand the sweep. Raises PlanError with every key and value that the schema refuses, ConfigError from composition."""
     base = sweep.compose([])
-    axes, codes = sweep.space.expand()
-    count = len(codes[0]) if codes else 1
-    structural = {key for axis in axes for key in axis.keys if sweep.is_choice(key) or not _is_leaf(base, key)}
-    columns = _columns(axes, codes)
-    choices = {key: columns.pop(key) for key in list(columns) if key in structural}
-    groups, group = _compose_each(sweep, choices, count)
+    sizes, columns = sweep.space.expand()
+    labels = {key: column for key, column in columns.items() if sweep.is_choice(key) or not _is_leaf(base, key)}
+    choices = Parts.of(sizes, labels.values())
+    groups = _compose_each(sweep, choices, labels)
     faults = _Faults()
     plains = [_with_fixed(item, sweep.fixed, faults) for item in groups]
-    for key, column in columns.items():
-        columns[key] = Column(_convert(groups, group, key, column, faults), column.codes)
+    leaves = {
+        key: replace(column, values=_convert(groups, choices, key, column, faults)) for key, column in columns.items() if key not in labels
+    }
     faults.raise_if_any()
-    return _exclude(Draft(plains, group, columns, choices), sweep.exclude)
+    return Draft(choices, plains, leaves, labels, sweep.exclude)
 
 
 def _is_leaf(base: Composed, key: str) -> bool:
@@ -101,40 +129,21 @@ def _is_leaf(base: Composed, key: str) -> bool:
     return known and not base.interpolates(key)
 
 
-def _columns(axes: Sequence[Axis], codes: Sequence[Codes]) -> dict[str, Column]:
-    columns: dict[str, Column] = {}
-    for axis, code in zip(axes, codes, strict=True):
-        for key, values in zip(axis.keys, axis.columns, strict=True):
-            found, local = distinct(values)
-            if UNSET in found:
-                unset = found.index(UNSET)
-                found.pop(unset)
-                local = np.where(local == unset, -1, np.where(local > unset, local - 1, local))
-            columns[key] = Column(found, local[code])
-    return columns
-
-
-def _compose_each(sweep: Sweep, choices: Mapping[str, Column], count: int) -> tuple[list[Composed], Codes]:
-    """One composition per distinct combination of choices, in order of first appearance."""
-    if not choices:
-        return [sweep.compose([])], np.zeros(count, dtype=np.int64)
-    table = np.stack([column.codes for column in choices.values()], axis=1)
-    combinations, first, inverse = np.unique(table, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
+def _compose_each(sweep: Sweep, choices: Parts, labels: Mapping[str, Column]) -> list[Composed]:
+    """One composition per distinct combination of choices."""
+    points = choices.points(np.arange(len(choices)))
+    chosen = [(key, column.values, column.at(points)) for key, column in labels.items()]
     groups: list[Composed] = []
     faults = _Faults()
-    for combination in combinations[order].tolist():
-        pairs = zip(choices.items(), combination, strict=True)
-        overrides = [f"{key}={_override_value(column.values[code])}" for (key, column), code in pairs if code >= 0]
+    for group in range(len(choices)):
+        overrides = [f"{key}={_override_value(values[codes[group]])}" for key, values, codes in chosen if codes[group] >= 0]
         try:
             groups.append(sweep.compose(overrides))
         except ConfigError as error:
             key, _, message = str(error).partition(": ")
             faults.add(key, message)
     faults.raise_if_any()
-    return groups, rank[inverse.reshape(-1)]
+    return groups
 
 
 def _override_value(value: Any) -> str:
@@ -164,10 +173,10 @@ def _with_fixed(item: Composed, fixed: Mapping[str, Any], faults: _Faults) -> Tr
     return overlay(item.plain, values)
 
 
-def _convert(groups: Sequence[Composed], group: Codes, key: str, column: Column, faults: _Faults) -> list[Any]:
+def _convert(groups: Sequence[Composed], choices: Parts, key: str, column: Column, faults: _Faults) -> Sequence[Any]:
     """The column's values by the schema; faults for groups that lack the key."""
     owner: Composed | None = None
-    for index in np.unique(group[column.codes >= 0]).tolist():
+    for index in _groups_with(choices, column):
         if has(groups[index].plain, key):
             owner = groups[index]
         else:
@@ -175,9 +184,7 @@ def _convert(groups: Sequence[Composed], group: Codes, key: str, column: Column,
                 groups[index].convert(key, None)
             except ConfigError as error:
                 faults.add(key, _tail(error, key))
-    if owner is None:
-        return column.values
-    if all(type(value) is int for value in column.values) and type(get(owner.plain, key)) is int:
+    if owner is None or (_are_integers(column.values) and type(get(owner.plain, key)) is int):
         return column.values  # a million seeds need no million conversions
     converted: list[Any] = []
     for value in column.values:
@@ -188,39 +195,22 @@ def _convert(groups: Sequence[Composed], group: Codes, key: str, column: Column,
     return converted
 
 
+def _groups_with(choices: Parts, column: Column) -> list[int]:
+    """The groups that have a cell in which the column sets its key."""
+    groups = np.arange(len(choices))
+    subsets = choices.subsets[column.axis]
+    if subsets is None or column.codes is None:
+        return groups.tolist() if column.values else []
+    return groups[np.isin(choices.split(groups)[column.axis], subsets[column.codes >= 0])].tolist()
+
+
+def _are_integers(values: Sequence[Any]) -> bool:
+    return isinstance(values, range) or all(type(value) is int for value in values)
+
+
 def _tail(error: ConfigError, key: str) -> str:
     text = str(error)
     return text.removeprefix(f"{key}: ").removeprefix(f"{key} ")
-
-
-def _exclude(draft: Draft, exclude: Sequence[Mapping[str, Any]]) -> Draft:
-    if not exclude:
-        return draft
-    keep = np.ones(len(draft), dtype=bool)
-    for item in exclude:
-        match = np.ones(len(draft), dtype=bool)
-        for key, value in item.items():
-            match &= _equals(draft, key, value)
-        keep &= ~match
-    if not keep.any():
-        raise ConfigError("matrix.exclude: leaves out every cell, so there is nothing to make.")
-    return Draft(draft.groups, draft.group[keep], _kept(draft.columns, keep), _kept(draft.labels, keep))
-
-
-def _kept(columns: Mapping[str, Column], keep: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Column]:
-    return {key: Column(column.values, column.codes[keep]) for key, column in columns.items()}
-
-
-def _equals(draft: Draft, key: str, value: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    column = draft.columns.get(key) or draft.labels.get(key)
-    constant = np.array([get(plain, key) == value for plain in draft.groups], dtype=bool)[draft.group]
-    if column is None:
-        if not any(has(plain, key) for plain in draft.groups):
-            raise ConfigError(f"matrix.exclude: there is no key {key}.")
-        return constant
-    wanted = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
-    hits = np.array([item in (value, wanted) for item in column.values] + [False], dtype=bool)
-    return np.where(column.codes >= 0, hits[column.codes], constant)
 
 
 class _Faults:

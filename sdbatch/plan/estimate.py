@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sdbatch.cell import Recipe
 from sdbatch.errors import SdbatchError
-from sdbatch.plan.plan import Plan
+from sdbatch.plan.plan import Plan, Slice
 from sdbatch.plan.tree import get
 from sdbatch.weights.reader import read_header
 from sdbatch.weights.upscaler import USUAL_SCALE, find_scale
@@ -38,7 +38,8 @@ class Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """Count loads in plan order and pixels."""
-    counts = np.bincount(plan.recipe, minlength=len(plan.recipes)).tolist()
+    made, left = plan.recipe_cells
+    counts = (made + left).tolist()
     texts = [f"{describe(recipe)}: {images(count)}" for recipe, count in zip(plan.recipes, counts, strict=True)]
     if len(texts) > SHOWN_RECIPES:
         texts = [*texts[:SHOWN_RECIPES], f"... and {len(texts) - SHOWN_RECIPES} more"]
@@ -79,20 +80,23 @@ def _loads(recipes: list[Recipe]) -> str:
 
 def _pixels(plan: Plan) -> float:
     """Pixels of all finished pictures."""
-    own_scale = np.array([_scale(recipe) for recipe in plan.recipes])[plan.recipe]
-    scale = _numbers(plan, "upscaler.scale")
-    scale = np.where(np.isnan(scale), own_scale, scale)
-    return float((_numbers(plan, "width") * _numbers(plan, "height") * scale**2).sum())
+    own_scale = np.array([_scale(recipe) for recipe in plan.recipes])
+    total = 0.0
+    for cells in plan.iter_slices():
+        scale = _numbers(plan, "upscaler.scale", cells)
+        scale = np.where(np.isnan(scale), own_scale[cells.recipe], scale)
+        total += float((_numbers(plan, "width", cells) * _numbers(plan, "height", cells) * scale**2).sum())
+    return total
 
 
-def _numbers(plan: Plan, key: str) -> npt.NDArray[np.float64]:
-    """The value of a key in each cell; NaN where it is unset."""
-    found = np.array([get(config, key) for config in plan.groups], dtype=np.float64)[plan.group]
+def _numbers(plan: Plan, key: str, cells: Slice) -> npt.NDArray[np.float64]:
+    """The value of a key in each of some cells; NaN where it is unset."""
+    found = np.array([get(config, key) for config in plan.groups], dtype=np.float64)[cells.group]
     column = plan.columns.get(key)
     if column is None:
         return found
-    values = np.array([*column.values, None], dtype=np.float64)
-    return np.where(column.codes >= 0, values[column.codes], found)
+    codes = column.at(cells.points)
+    return np.where(codes >= 0, np.array([*column.values, None], dtype=np.float64)[codes], found)
 
 
 def _scale(recipe: Recipe) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ from sdbatch.plan.tree import Tree, expand, get
 
 Lanes = npt.NDArray[np.uint64]
 """[..., 2]: the two 64-bit halves of an id."""
+
+_NOTHING = bytes(16)
 
 FILE_LEAVES = {
     "family.config": "config",
@@ -44,16 +46,17 @@ def canonical(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def digest(path: str, value: Any) -> tuple[int, int]:
-    """The two lanes of one value."""
-    data = hashlib.blake2b(f"{path}={canonical(value)}".encode(), digest_size=16).digest()
-    return int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little")
+def digest(path: str, value: Any) -> bytes:
+    """The two lanes of one value, 8 bytes each."""
+    return hashlib.blake2b(f"{path}={canonical(value)}".encode(), digest_size=16).digest()
 
 
-def column_lanes(path: str, values: list[Any], neutral: Any) -> Lanes:
+def column_lanes(path: str, values: Sequence[Any], neutral: Any) -> Lanes:
     """[values, 2]: the lanes of each value; zero where it is neutral."""
-    pairs = [(0, 0) if _same(value, neutral) else digest(path, value) for value in values]
-    return np.array(pairs, dtype=np.uint64).reshape(-1, 2)
+    data = bytearray()  # of millions of values no list is made
+    for value in values:
+        data += _NOTHING if _same(value, neutral) else digest(path, value)
+    return np.frombuffer(data, "<u8").reshape(-1, 2).astype(np.uint64, copy=False)
 
 
 def leaves(config: Tree, defaults: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -69,7 +72,7 @@ def config_lanes(config: Tree, defaults: Mapping[str, Any], file_hash: Mapping[t
             total += column_lanes(path, [by_content(pattern, get(config, key), file_hash)], defaults[pattern])[0]
     for stack in NAMED_STACKS:
         for place, name in enumerate(get(config, stack) or {}):
-            total += np.array(digest(f"{stack}.{place}.name", name), dtype=np.uint64)
+            total += column_lanes(f"{stack}.{place}.name", [name], None)[0]
     return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -30,14 +31,15 @@ def choose_encoders(draft: Draft, book: FileBook, index: Index) -> Draft:
         return draft
     # The files decide, so configurations are told apart by them: a sweep over files may need different encoders.
     keys = [key for key in draft.columns if key.startswith("ip_adapter.") and key.endswith(".file")]
-    table = np.stack([draft.group, *(draft.columns[key].codes for key in keys)], axis=1)
-    combinations, group = np.unique(table, axis=0, return_inverse=True)
+    choices = draft.choices.finer(draft.columns[key] for key in keys)
+    points = choices.points(np.arange(len(choices)))
+    chosen = [(key, draft.columns[key].values, draft.columns[key].at(points)) for key in keys]
     groups: list[Tree] = []
-    for own, *codes in combinations.tolist():
-        picked = {key: draft.columns[key].values[code] for key, code in zip(keys, codes, strict=True) if code >= 0}
+    for group, own in enumerate(draft.choices.at(points).tolist()):
+        picked = {key: values[codes[group]] for key, values, codes in chosen if codes[group] >= 0}
         plain = overlay(draft.groups[own], picked)
         groups.append({**plain, "image_encoder": _find_encoders(plain, book, index)} if open_groups[own] else plain)
-    return Draft(groups, group.reshape(-1), draft.columns, draft.labels)
+    return replace(draft, choices=choices, groups=groups)
 
 
 def _find_encoders(plain: Tree, book: FileBook, index: Index) -> Tree:

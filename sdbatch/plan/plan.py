@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sdbatch.cell import Cell, Recipe, WeightFile
-from sdbatch.plan.axis import Codes
+from sdbatch.plan.axis import Codes, Column, Points
 from sdbatch.plan.cells import cell_of
-from sdbatch.plan.draft import Column
+from sdbatch.plan.chosen import Chosen
+from sdbatch.plan.names import Names
+from sdbatch.plan.order import Order
+from sdbatch.plan.part import Parts
+from sdbatch.plan.repeat import find_repeated
 from sdbatch.plan.tree import Tree, overlay
-from sdbatch.results.ids import Ids, ids_of_text
+from sdbatch.results.ids import IdArray, Ids, texts_of
 
 SMALL_PLAN = 100_000
 HUGE_PLAN = 10_000_000
@@ -23,11 +27,26 @@ SHARD_CELLS = 32
 SHARD_CELLS_LARGE = 256
 SHARD_CELLS_HUGE = 2560
 """Cells of a shard: many shards share out evenly, few cost little to claim. A function of the plan's size alone."""
+SLICE_CELLS = 262_144
+"""Cells that are computed at a time: their numbers fit into a processor's cache, and calls cost little."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Neighbouring cells of a plan."""
+
+    points: Points
+    group: Codes
+    """The configuration of each."""
+    recipe: Codes
+    shard: Codes
+    """-1 for cells that were made before this plan and need no work."""
+    ids: IdArray
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A table with one row per image, as columns."""
+    """A table with one row per image, which is never whole in memory: any slice of it is computed when it is asked for."""
 
     name: str
     groups: list[Tree]
@@ -35,65 +54,107 @@ class Plan:
     recipes: list[Recipe]
     files: dict[tuple[str, str], WeightFile]
     """(group, name as typed) -> file."""
-    image_ids: list[str]
-    group: Codes
-    recipe: Codes
-    shard: Codes
-    """Sorted; -1 for cells that were made before this plan and need no work."""
     columns: dict[str, Column]
     """Swept keys."""
     labels: dict[str, Column]
     """Swept group choices, as typed."""
+    choices: Parts
+    """The space by configuration."""
+    names: Names
+    order: Order
+    recipe_of_class: Codes
+    """The recipe of each class of the order; rising."""
+    left: Chosen
+    """Which cells of the order need work."""
+    made: Chosen
+    """Which of them were made before this plan; they come first."""
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.made) + len(self.left)
+
+    @cached_property
+    def recipe_cells(self) -> tuple[Codes, Codes]:
+        """Of each recipe, how many cells were made and how many are left."""
+        bounds = self.order.starts[np.searchsorted(self.recipe_of_class, np.arange(len(self.recipes) + 1))].tolist()
+        made, left = (np.diff([chosen.rank(bound) for bound in bounds]) for chosen in (self.made, self.left))
+        return made, left
+
+    @cached_property
+    def _shard_cells(self) -> int:
+        count = len(self.left)
+        return SHARD_CELLS if count <= SMALL_PLAN else SHARD_CELLS_LARGE if count <= HUGE_PLAN else SHARD_CELLS_HUGE
+
+    @cached_property
+    def _shards_before(self) -> Codes:
+        """Of each recipe, how many shards come before its first; then, of all."""
+        return np.cumsum([0, *-(-self.recipe_cells[1] // self._shard_cells)])
 
     @property
     def shards(self) -> int:
-        """Number of shards."""
-        return int(self.shard[-1]) + 1 if len(self) else 0
+        """Number of shards: runs of one recipe, cut at a size that depends on the plan alone."""
+        return int(self._shards_before[-1])
 
-    @property
+    @cached_property
     def plan_id(self) -> str:
         """16 hex digits: equal for the same set of images."""
-        return plan_id(self.image_ids)
+        return plan_id(part.ids for part in self.iter_slices())
+
+    def slice(self, first: int, last: int) -> Slice:
+        """The cells from one place to another."""
+        made = len(self.made)
+        before = self.made.take(min(first, made), min(last, made))
+        after = self.left.take(max(first - made, 0), max(last - made, 0))
+        points = [np.concatenate(pair) for pair in zip(self.order.at(before), self.order.at(after), strict=True)]
+        recipe = self.recipe_of_class[np.concatenate([self.order.class_of(before), self.order.class_of(after)])]
+        own = recipe[len(before) :]
+        place = np.arange(len(own)) + max(first - made, 0) - np.cumsum([0, *self.recipe_cells[1]])[own]
+        shard = np.concatenate([np.full(len(before), -1), self._shards_before[own] + place // self._shard_cells])
+        return Slice(points, self.choices.at(points), recipe, shard, self.names.at(points))
+
+    def iter_slices(self) -> Iterator[Slice]:
+        """All cells, some at a time."""
+        return (self.slice(first, min(first + SLICE_CELLS, len(self))) for first in range(0, len(self), SLICE_CELLS))
+
+    def without_repeated(self) -> Plan:
+        """The same plan with each image once: where it is written first."""
+
+        def slices() -> Iterator[tuple[Codes, Codes, IdArray]]:
+            for places, points in self._iter_left():
+                yield places, np.ravel_multi_index(list(points), self.choices.sizes), self.names.at(points)
+
+        repeated = Chosen.of(len(self.order), find_repeated(len(self.left), slices))
+        return replace(self, left=self.left.without(repeated))
 
     def adopt(self, done: Ids) -> Plan:
         """The same plan without work for cells that are done: these come first, the rest is cut into shards anew."""
-        made = done.contains(ids_of_text("".join(self.image_ids).encode()))
-        order = np.argsort(~made, kind="stable")
-        shard = np.full(len(self), -1, dtype=np.int64)
-        count = int(made.sum())
-        shard[count:] = cut_shards(self.recipe[order][count:])
-        return replace(
-            self,
-            image_ids=[self.image_ids[index] for index in order.tolist()],
-            group=self.group[order],
-            recipe=self.recipe[order],
-            shard=shard,
-            columns=reorder(self.columns, order),
-            labels=reorder(self.labels, order),
-        )
+        if not done:
+            return self
+        made = Chosen.of(len(self.order), (places[done.contains(self.names.at(points))] for places, points in self._iter_left()))
+        return replace(self, made=made, left=self.left.without(made))
+
+    def _iter_left(self) -> Iterator[tuple[Codes, Points]]:
+        for first in range(0, len(self.left), SLICE_CELLS):
+            places = self.left.take(first, min(first + SLICE_CELLS, len(self.left)))
+            yield places, self.order.at(places)
 
     def axes(self, cell: int) -> tuple[tuple[str, Any], ...]:
         """The axes of the sweep and this cell's values."""
-        both = {**self.labels, **self.columns}
-        return tuple((key, column.values[column.codes[cell]]) for key, column in both.items() if column.codes[cell] >= 0)
+        return tuple(self._values(cell, {**self.labels, **self.columns}).items())
 
     def config(self, cell: int) -> Tree:
         """The configuration of a cell."""
-        picked = {key: column.values[column.codes[cell]] for key, column in self.columns.items() if column.codes[cell] >= 0}
-        return overlay(self.groups[int(self.group[cell])], picked)
+        return overlay(self.groups[int(self.slice(cell, cell + 1).group[0])], self._values(cell, self.columns))
+
+    def _values(self, cell: int, columns: Mapping[str, Column]) -> dict[str, Any]:
+        points = self.slice(cell, cell + 1).points
+        codes = {key: int(column.at(points)[0]) for key, column in columns.items()}
+        return {key: columns[key].values[code] for key, code in codes.items() if code >= 0}
 
     def cell(self, index: int) -> Cell:
         """A cell, complete."""
-        recipe = self.recipes[int(self.recipe[index])]
-        return cell_of(self.config(index), recipe, Lookup(self.files), self.image_ids[index], self.axes(index))
-
-    def cells(self, shard: int) -> list[Cell]:
-        """The cells of a shard in their order."""
-        first, last = np.searchsorted(self.shard, [shard, shard + 1]).tolist()
-        return [self.cell(index) for index in range(first, last)]
+        own = self.slice(index, index + 1)
+        recipe = self.recipes[int(own.recipe[0])]
+        return cell_of(self.config(index), recipe, Lookup(self.files), texts_of(own.ids)[0], self.axes(index))
 
 
 @dataclass(frozen=True)
@@ -115,14 +176,18 @@ class Lookup:
         return self.files["config", asked]
 
 
-def plan_id(image_ids: Sequence[str]) -> str:
-    """16 hex digits: equal for the same set of images, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()[:16]
+def plan_id(parts: Iterable[IdArray]) -> str:
+    """16 hex digits: equal for the same set of images, whatever their order, and known without having them all at once.
 
-
-def reorder(columns: Mapping[str, Column], order: Codes) -> dict[str, Column]:
-    """The columns with their cells in another order, or some of them."""
-    return {key: Column(column.values, column.codes[order]) for key, column in columns.items()}
+    Each id is scrambled before they are summed (as splitmix64 does), for ids are sums themselves.
+    """
+    total = 0
+    for ids in parts:
+        mixed = ids[:, 0] + ids[:, 1] * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        total += int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
+    return f"{total % 2**64:016x}"
 
 
 def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
@@ -150,16 +215,3 @@ def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
     rank = np.empty(len(recipes), dtype=np.int64)
     rank[order] = np.arange(len(recipes))
     return rank
-
-
-def cut_shards(recipe: Codes) -> Codes:
-    """Shard of each cell of an ordered plan: runs of one recipe, cut at a size that depends on the plan alone."""
-    count = len(recipe)
-    if not count:
-        return np.empty(0, dtype=np.int64)
-    size = SHARD_CELLS if count <= SMALL_PLAN else SHARD_CELLS_LARGE if count <= HUGE_PLAN else SHARD_CELLS_HUGE
-    change = np.flatnonzero(np.diff(recipe)) + 1
-    starts = np.concatenate([[0], change])
-    run = np.searchsorted(starts, np.arange(count), side="right") - 1
-    begins = ((np.arange(count) - starts[run]) % size) == 0
-    return np.cumsum(begins) - 1

@@ -6,21 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sdbatch.cell import SINGLE_PARTS, STACKS, Recipe, WeightFile
 from sdbatch.errors import SdbatchError
 from sdbatch.hub.address import is_address
 from sdbatch.plan.axis import Codes
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
+from sdbatch.plan.chosen import Chosen
 from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.family_rule import FAMILY_KEYS, family_fault
 from sdbatch.plan.files import FileBook
-from sdbatch.plan.identity import FILE_LEAVES, by_content, column_lanes, config_lanes, hexadecimal, leaves
+from sdbatch.plan.identity import FILE_LEAVES
 from sdbatch.plan.image_encoder import choose_encoders
+from sdbatch.plan.kind import Kinds, divide, iter_values
+from sdbatch.plan.names import Names
+from sdbatch.plan.order import Order
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
-from sdbatch.plan.plan import Plan, cut_shards, recipe_order, reorder
+from sdbatch.plan.plan import Plan, recipe_order
 from sdbatch.plan.rule import RULES, block_fault, pair_faults
 from sdbatch.plan.task import picture_faults, task_faults
 from sdbatch.plan.tree import Tree, expand, get, has, overlay
@@ -40,8 +43,6 @@ OPTIONAL_FILES = (
 )
 """Files that may be left out, or whose absence a rule tells better."""
 
-Digests = dict[tuple[str, str], str]
-
 
 def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook) -> Plan:
     """Resolve a draft. `defaults` are the keys that decide the image, with their neutral values.
@@ -59,27 +60,29 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
     for key, message in picture_faults(draft, files):
         faults.add(key, message)
     faults.raise_if_any()
-    digests = {key: file.sha256 for key, file in files.items()}
-    ids = _name_images(draft, defaults, digests)
-    recipe, recipes = _recipes(draft, book)
+    kinds = divide(draft, [key for key in draft.columns if _pattern(key) in RECIPE_LEAVES or key in BATCH_LEAVES])
+    recipe, recipes = _recipes(draft, kinds, book)
     for fault in check_recipes([item for item in recipes if item.engine != "rehearsal"], book.catalog):
         faults.add(fault.key, fault.message)
     faults.raise_if_any()
-    order = _order(draft, ids, recipe, recipes)
+    names = Names(draft, defaults, {key: file.sha256 for key, file in files.items()})
     rank = recipe_order(recipes)
-    ranked = rank[recipe[order]]
-    return Plan(
+    order, of_class = _order(kinds, rank[recipe], _batch_codes(draft, kinds))
+    plan = Plan(
         name=name,
         groups=[prune(plain, defaults) for plain in draft.groups],
         recipes=[recipes[index] for index in np.argsort(rank).tolist()],
         files=files,
-        image_ids=[name.decode() for name in ids[order].tolist()],
-        group=draft.group[order],
-        recipe=ranked,
-        shard=cut_shards(ranked),
-        columns=reorder(draft.columns, order),
-        labels=reorder(draft.labels, order),
+        columns=draft.columns,
+        labels=draft.labels,
+        choices=draft.choices,
+        names=names,
+        order=order,
+        recipe_of_class=of_class,
+        left=Chosen.all(len(order)),
+        made=Chosen.of(len(order), ()),
     )
+    return plan.without_repeated()
 
 
 def _refuse_idle_axes(draft: Draft, defaults: Mapping[str, Any], faults: FaultList) -> None:
@@ -114,7 +117,7 @@ def _check_ranges(draft: Draft, faults: FaultList) -> None:
         for pattern, rule in RULES.items():
             for key, _ in expand(plain, pattern):
                 column = draft.columns.get(key)
-                wholly_swept = column is not None and bool((column.codes >= 0).all())
+                wholly_swept = column is not None and column.is_everywhere
                 value = get(plain, key)
                 if not wholly_swept and has(plain, key) and not rule.test(value):
                     faults.add(key, rule.message(value))
@@ -135,15 +138,10 @@ def _check_column(key: str, values: Sequence[Any], groups: Sequence[Tree], fault
 
 
 def _check_families(draft: Draft, faults: FaultList) -> None:
-    for index, plain in enumerate(draft.groups):
-        cells = draft.group == index
-        for key in FAMILY_KEYS:
-            column = draft.columns.get(key)
-            codes = np.unique(column.codes[cells]).tolist() if column is not None else [-1]
-            for code in codes:
-                value = get(plain, key) if column is None or code < 0 else column.values[code]
-                if message := family_fault(plain, key, value):
-                    faults.add(key.removesuffix(".name"), message)
+    for key in FAMILY_KEYS:
+        for group, (value,) in iter_values(draft, [key]):
+            if message := family_fault(draft.groups[group], key, value):
+                faults.add(key.removesuffix(".name"), message)
 
 
 def _pattern(key: str) -> str:
@@ -201,25 +199,10 @@ def _named_files(draft: Draft) -> list[tuple[str, str, Any]]:
     return list(named)
 
 
-def _name_images(draft: Draft, defaults: Mapping[str, Any], digests: Digests) -> npt.NDArray[np.bytes_]:
-    """The id of every cell: constants of its configuration plus its columns."""
-    varying = set(draft.columns)
-    total = np.zeros((len(draft), 2), dtype=np.uint64)
-    for index, plain in enumerate(draft.groups):
-        mask = draft.group == index
-        total[mask] += config_lanes(plain, defaults, digests, varying)
-        for key, path, pattern in leaves(plain, defaults):
-            if (column := draft.columns.get(key)) is not None:
-                values = [by_content(pattern, value, digests) for value in [*column.values, get(plain, key)]]
-                lanes = column_lanes(path, values, defaults[pattern])
-                total[mask] += lanes[column.codes[mask]]  # code -1 is the last: the configuration's own value
-    return hexadecimal(total)
-
-
-def _recipes(draft: Draft, book: FileBook) -> tuple[Codes, list[Recipe]]:
-    """The recipe of every cell, and the distinct recipes."""
+def _recipes(draft: Draft, kinds: Kinds, book: FileBook) -> tuple[Codes, list[Recipe]]:
+    """The recipe of every kind, and the distinct recipes."""
     keys = [key for key in draft.columns if _pattern(key) in RECIPE_LEAVES]
-    table = np.stack([draft.group, *(draft.columns[key].codes for key in keys)], axis=1)
+    table = np.stack([kinds.group, *(draft.columns[key].at(kinds.points) for key in keys)], axis=1)
     combinations, inverse = np.unique(table, axis=0, return_inverse=True)
     recipes: dict[Recipe, int] = {}
     codes: list[int] = []
@@ -230,19 +213,19 @@ def _recipes(draft: Draft, book: FileBook) -> tuple[Codes, list[Recipe]]:
     return np.array(codes, dtype=np.int64)[inverse.reshape(-1)], list(recipes)
 
 
-def _order(draft: Draft, ids: npt.NDArray[np.bytes_], recipe: Codes, recipes: list[Recipe]) -> Codes:
-    """Cells once each, by recipe, then by what cannot share a batch, then as written."""
-    _, first = np.unique(ids, return_index=True)
-    kept = np.sort(first)
-    order = np.lexsort((kept, _batch_codes(draft)[kept], recipe_order(recipes)[recipe[kept]]))
-    return kept[order]
-
-
-def _batch_codes(draft: Draft) -> Codes:
+def _batch_codes(draft: Draft, kinds: Kinds) -> Codes:
+    """A number for each kind, equal for those that may share a batch."""
     keys = [key for key in draft.columns if key in BATCH_LEAVES]
     constants: dict[str, int] = {}
     group = [
         constants.setdefault(repr([get(plain, key) for key in BATCH_LEAVES if key not in keys]), len(constants)) for plain in draft.groups
     ]
-    table = np.stack([np.array(group, dtype=np.int64)[draft.group], *(draft.columns[key].codes for key in keys)], axis=1)
+    table = np.stack([np.array(group, dtype=np.int64)[kinds.group], *(draft.columns[key].at(kinds.points) for key in keys)], axis=1)
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _order(kinds: Kinds, recipe: Codes, batch: Codes) -> tuple[Order, Codes]:
+    """Cells by recipe, then by what cannot share a batch, then as written; and the recipe of each such class."""
+    order = np.lexsort((kinds.numbers, batch, recipe))
+    begins = np.flatnonzero(np.diff(recipe[order], prepend=-1) | np.diff(batch[order], prepend=-1))
+    return Order(kinds.parts, np.split(kinds.numbers[order], begins[1:])), recipe[order][begins]

@@ -6,7 +6,7 @@ from __future__ import annotations
 # pyarrow ships no types.
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -18,45 +18,47 @@ import pyarrow.parquet as pq
 
 from sdbatch.cell import Cell, WeightFile, recipe_from
 from sdbatch.errors import FolderError
+from sdbatch.plan.axis import Codes, Column
 from sdbatch.plan.cells import cell_of
-from sdbatch.plan.draft import Column
-from sdbatch.plan.plan import Lookup, Plan
+from sdbatch.plan.plan import Lookup, Plan, plan_id
 from sdbatch.plan.tree import Tree, overlay
-from sdbatch.results.arrow import integers, numpy_of, plain_values, strings
-from sdbatch.results.ids import IdArray, ids_of_column
+from sdbatch.results.arrow import integers, numpy_of, plain_values
+from sdbatch.results.ids import IdArray, column_of_ids, ids_of_column
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 had another `plan_id`; all else is the same."""
 ROW_GROUP_CELLS = 65_536
 FIXED = ("image_id", "shard", "recipe", "group")
 METADATA_KEY = b"sdbatch.plan"
 
 
-def to_table(plan: Plan, start: int, stop: int) -> pa.Table:
+def to_table(plan: Plan, start: int, stop: int, types: Mapping[str, pa.DataType | None]) -> pa.Table:
     """A slice of the plan as Arrow: ids, places, then a column per swept key."""
+    cells = plan.slice(start, stop)
     arrays: dict[str, Any] = {
-        "image_id": strings(plan.image_ids[start:stop]),
-        "shard": integers(plan.shard[start:stop].astype(np.int64)).cast(pa.int32()),
-        "recipe": integers(plan.recipe[start:stop].astype(np.int64)).cast(pa.int32()),
-        "group": integers(plan.group[start:stop].astype(np.int64)).cast(pa.int32()),
+        "image_id": column_of_ids(cells.ids),
+        "shard": integers(cells.shard).cast(pa.int32()),
+        "recipe": integers(cells.recipe).cast(pa.int32()),
+        "group": integers(cells.group).cast(pa.int32()),
     }
     for key, column in {**plan.columns, **plan.labels}.items():
-        arrays[key] = _arrow(column, start, stop)
+        arrays[key] = _arrow(column.values, column.at(cells.points), types[key])
     return pa.table(arrays)
 
 
-def _arrow(column: Column, start: int, stop: int) -> pa.Array:
+def _arrow(values: Sequence[Any], codes: Codes, kind: pa.DataType | None) -> pa.Array:
     """Values of one kind keep their type; mixed ones and lists are JSON text."""
-    codes = column.codes[start:stop]
     used, local = np.unique(codes, return_inverse=True)
-    picked = [None if code < 0 else column.values[code] for code in used.tolist()]
-    if column_type(column) is None:
+    picked = [None if code < 0 else values[code] for code in used.tolist()]
+    if kind is None:
         picked = [None if value is None else json.dumps(value, ensure_ascii=False) for value in picked]
-    return plain_values(picked, column_type(column) or pa.string()).take(integers(local.reshape(-1)))
+    return plain_values(picked, kind or pa.string()).take(integers(local.reshape(-1)))
 
 
 def column_type(column: Column) -> pa.DataType | None:
     """The Arrow type of a column, or None when only JSON text holds it."""
-    types = {type(value) for value in column.values if value is not None}
+    types = {int} if isinstance(column.values, range) else {type(value) for value in column.values if value is not None}
     plain: dict[type, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
     return plain.get(types.pop()) if len(types) == 1 else None
 
@@ -66,18 +68,19 @@ def write_plan(plan: Plan, path: Path) -> None:
 
     Side effects: a temporary file beside it, renamed when synced.
     """
-    schema = to_table(plan, 0, min(1, len(plan))).schema
-    schema = schema.with_metadata({METADATA_KEY: json.dumps(_head(plan), ensure_ascii=False).encode()})
+    types = {key: column_type(column) for key, column in {**plan.columns, **plan.labels}.items()}
+    schema = to_table(plan, 0, min(1, len(plan)), types).schema
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(_head(plan, types), ensure_ascii=False).encode()})
     temporary = path.with_name(f".tmp-{path.name}")
     with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
         for start in range(0, len(plan), ROW_GROUP_CELLS):
-            writer.write_table(to_table(plan, start, min(start + ROW_GROUP_CELLS, len(plan))).cast(schema))
+            writer.write_table(to_table(plan, start, min(start + ROW_GROUP_CELLS, len(plan)), types).cast(schema))
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def _head(plan: Plan) -> dict[str, Any]:
+def _head(plan: Plan, types: Mapping[str, pa.DataType | None]) -> dict[str, Any]:
     return {
         "version": VERSION,
         "name": plan.name,
@@ -87,7 +90,7 @@ def _head(plan: Plan) -> dict[str, Any]:
         "groups": plan.groups,
         "recipes": [asdict(recipe) for recipe in plan.recipes],
         "files": [[group, asked, asdict(file)] for (group, asked), file in plan.files.items()],
-        "columns": {key: column_type(column) is None for key, column in plan.columns.items()},
+        "columns": {key: types[key] is None for key in plan.columns},
         "labels": list(plan.labels),
     }
 
@@ -105,11 +108,11 @@ class PlanFile:
             raise FolderError(
                 f"{path}: not a readable plan ({str(error).splitlines()[0]}). Run the sweep again to write it anew."
             ) from None
-        if head["version"] != VERSION:
+        if head["version"] not in READABLE:
             raise FolderError(f"{path}: plan version {head['version']}, this sdbatch reads {VERSION}. Run the sweep again.")
         self.path = path
         self.name: str = head["name"]
-        self.plan_id: str = head["plan_id"]
+        self._plan_id: str | None = head["plan_id"] if head["version"] == VERSION else None
         self.cells: int = head["cells"]
         self.shards: int = head["shards"]
         self.groups: list[Tree] = head["groups"]
@@ -119,6 +122,11 @@ class PlanFile:
         self.labels: list[str] = head["labels"]
         self._cached: tuple[int, pa.Table] | None = None
         self._bounds = self._shard_bounds()
+
+    @property
+    def plan_id(self) -> str:
+        """16 hex digits: equal for the same set of images."""
+        return self._plan_id or plan_id(ids for ids, _, _ in self.iter_keys())
 
     def _shard_bounds(self) -> list[tuple[int, int]]:
         """First and last shard of each row group, from the file's statistics."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sdbatch.cell import WeightFile
 from sdbatch.families import FAMILIES
 from sdbatch.plan.draft import Draft
+from sdbatch.plan.kind import iter_values
 from sdbatch.plan.picture import has_white, read_size
 from sdbatch.plan.tree import get
 
@@ -35,12 +34,11 @@ _SHAPES_DIFFER = 0.02
 
 def task_faults(draft: Draft) -> Iterator[tuple[str, str]]:
     """(key path, message) of keys that a task has no use for or lacks, and of strengths that run no step."""
-    for group in range(len(draft.groups)):
-        for key in TASKS["inpaint"]:
-            for name, value in _values(draft, group, ("task.name", f"task.{key}")):
-                if message := _fault(str(name), key, value):
-                    yield f"task.{key}", message
-        yield from _idle_strengths(draft, group)
+    for key in TASKS["inpaint"]:
+        for _, (name, value) in iter_values(draft, ("task.name", f"task.{key}")):
+            if message := _fault(str(name), key, value):
+                yield f"task.{key}", message
+    yield from _idle_strengths(draft)
 
 
 def _fault(name: str, key: str, value: Any) -> str | None:
@@ -53,10 +51,10 @@ def _fault(name: str, key: str, value: Any) -> str | None:
     return None if value is None else f"{value} does nothing in task={name}. Set {owners}, or leave it out."
 
 
-def _idle_strengths(draft: Draft, group: int) -> Iterator[tuple[str, str]]:
+def _idle_strengths(draft: Draft) -> Iterator[tuple[str, str]]:
     """A strength of 0 is a way to ask for the picture itself; one that comes to no step is a mistake."""
-    family = FAMILIES.get(str(get(draft.groups[group], "family.name")))
-    for steps, strength in _values(draft, group, ("steps", "task.strength")):
+    for group, (steps, strength) in iter_values(draft, ("steps", "task.strength")):
+        family = FAMILIES.get(str(get(draft.groups[group], "family.name")))
         numbers = isinstance(steps, int) and steps >= 1 and isinstance(strength, int | float) and 0 < strength <= 1
         if family and numbers and family.skipped_steps(steps, strength) >= steps:
             told = f"{strength:g} of {steps} steps is none at all. Raise one of them, or set 0 for the picture itself."
@@ -69,29 +67,13 @@ def picture_faults(draft: Draft, files: Mapping[tuple[str, str], WeightFile]) ->
     Both are resized alike, so they would not lie on each other.
     """
     size_of, masks = cache(read_size), cache(has_white)
-    for group in range(len(draft.groups)):
-        for image, mask in _values(draft, group, ("task.image", "task.mask")):
-            found = [file for asked in (image, mask) if (file := files.get(("image", str(asked)))) is not None]
-            if len(found) < 2:
-                continue  # told where it is not there
-            (width, height), (mask_width, mask_height) = (size_of(Path(file.path)) for file in found)
-            if abs(width * mask_height - mask_width * height) > _SHAPES_DIFFER * width * mask_height:
-                told = f"{mask} is {mask_width}x{mask_height}, {image} is {width}x{height}. Give a mask of the picture's shape."
-                yield "task.mask", told
-            elif not masks(Path(found[1].path)):
-                yield "task.mask", f"{mask} has no white in it, so nothing would be made anew."
-
-
-def _values(draft: Draft, group: int, keys: Sequence[str]) -> list[tuple[Any, ...]]:
-    """The distinct values that these keys have together in the cells of a configuration."""
-    plain = draft.groups[group]
-    swept = [key for key in keys if key in draft.columns]
-    fixed = {key: get(plain, key) for key in keys}
-    if not swept:
-        return [tuple(fixed.values())]
-    codes = np.stack([draft.columns[key].codes[draft.group == group] for key in swept], axis=1)
-    found: list[tuple[Any, ...]] = []
-    for row in np.unique(codes, axis=0).tolist():
-        own = {key: draft.columns[key].values[code] for key, code in zip(swept, row, strict=True) if code >= 0}
-        found.append(tuple({**fixed, **own}.values()))
-    return found
+    for _, (image, mask) in iter_values(draft, ("task.image", "task.mask")):
+        found = [file for asked in (image, mask) if (file := files.get(("image", str(asked)))) is not None]
+        if len(found) < 2:
+            continue  # told where it is not there
+        (width, height), (mask_width, mask_height) = (size_of(Path(file.path)) for file in found)
+        if abs(width * mask_height - mask_width * height) > _SHAPES_DIFFER * width * mask_height:
+            told = f"{mask} is {mask_width}x{mask_height}, {image} is {width}x{height}. Give a mask of the picture's shape."
+            yield "task.mask", told
+        elif not masks(Path(found[1].path)):
+            yield "task.mask", f"{mask} has no white in it, so nothing would be made anew."

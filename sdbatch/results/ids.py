@@ -47,6 +47,13 @@ def texts_of(ids: IdArray) -> list[str]:
     return [text[start : start + _DIGITS] for start in range(0, len(text), _DIGITS)]
 
 
+def column_of_ids(ids: IdArray) -> pa.Array:
+    """Ids as a column of texts."""
+    ends = np.arange(0, _DIGITS * (len(ids) + 1), _DIGITS, dtype=np.int32)
+    text = ids.astype(">u8").tobytes().hex().encode()
+    return pa.Array.from_buffers(pa.string(), len(ids), [None, pa.py_buffer(ends), pa.py_buffer(text)])
+
+
 def order_of(ids: IdArray) -> npt.NDArray[np.int64]:
     """The order that sorts ids."""
     order = np.argsort(ids[:, 0])

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
 
     job = prepare(read_arguments(arguments))
     folder = SweepFolder(job.out)
-    made = len(read_index(folder).done & set(job.plan.image_ids)) if folder.is_sweep else 0
+    made = len(job.plan.adopt(read_index(folder).done).made) if folder.is_sweep else 0
     told = estimate(job.plan)
     lines = [f"{job.settings.name}: {images(len(job.plan))} in {job.out}" + (f", {made} of them made already" if made else "")]
     lines += [f"  axis     {key}: {count}" for key, count in job.axes.items()]

@@ -20,7 +20,7 @@ from sdbatch.results.png import read_cell, read_texts
 from sdbatch.results.reader import load_rows
 from sdbatch.run.settle import redacted
 from tests.conftest import BASE, Sdbatch
-from tests.planning import job_of, plan_of
+from tests.planning import image_ids, job_of, plan_of
 
 REHEARSAL = (*BASE, "engine=rehearsal", "out=sweep", "steps=2", "width=64", "height=64")
 SECRET = "hunter2-correct-horse"
@@ -234,7 +234,7 @@ def test_no_prompt_names_a_file(prompts: list[str], workspace: Path) -> None:
     (workspace / "p.jsonl").write_text("\n".join(json.dumps(prompt) for prompt in prompts), encoding="utf-8")
     plan = plan_of("matrix.prompts.file=p.jsonl")
     folder = SweepFolder(workspace / "sweep")
-    paths = [folder.image_path(image_id, len(plan)) for image_id in plan.image_ids]
+    paths = [folder.image_path(image_id, len(plan)) for image_id in image_ids(plan)]
     assert len({path.lower() for path in paths}) == len(plan)
     for path in paths:
         assert Path(os.path.realpath(folder.file(path))).is_relative_to(folder.path.resolve() / "images")

@@ -17,6 +17,7 @@ from sdbatch.weights.catalog import embedded_root
 from tests.conftest import BASE, narrow
 from tests.hub.conftest import Asking
 from tests.hub.server import Hub
+from tests.planning import image_ids
 from tests.weights import dialects
 from tests.weights.writer import write_safetensors
 
@@ -145,6 +146,6 @@ def test_a_repository_makes_the_same_images_as_the_same_folder_on_disk(hub: Hub,
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     hub.add("owner/tiny", files)
     assert asking("pull", "checkpoint.repo=owner/tiny").returncode == 0
-    (by_id,) = prepare(read_arguments(["checkpoint.repo=owner/tiny"])).plan.image_ids
-    (by_folder,) = prepare(read_arguments(["checkpoint=tiny_diffusers"])).plan.image_ids
+    (by_id,) = image_ids(prepare(read_arguments(["checkpoint.repo=owner/tiny"])).plan)
+    (by_folder,) = image_ids(prepare(read_arguments(["checkpoint=tiny_diffusers"])).plan)
     assert by_id == by_folder

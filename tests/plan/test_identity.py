@@ -12,13 +12,13 @@ from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import column_lanes, digest, file_digests, image_id
 from sdbatch.weights.catalog import Catalog
 from tests.conftest import write_weight
-from tests.planning import plan_of
+from tests.planning import image_ids, plan_of
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def only(*overrides: str) -> str:
-    (found,) = plan_of(*overrides, sweep=False).image_ids
+    (found,) = image_ids(plan_of(*overrides, sweep=False))
     return found
 
 
@@ -78,11 +78,11 @@ def test_a_single_configuration_is_named_as_in_a_sweep(workspace: Path) -> None:
     plan = plan_of("seed=4", "lora=[red]", sweep=False)
     config = plan.config(0)
     digests = file_digests(config, FileBook(Catalog([workspace / "models"])))
-    assert image_id(config, identity_defaults(), digests) == plan.image_ids[0]
+    assert image_id(config, identity_defaults(), digests) == image_ids(plan)[0]
 
 
 def test_a_neutral_value_adds_nothing_and_types_count() -> None:
-    assert column_lanes("clip_skip", [1, 2], 1).tolist() == [[0, 0], list(digest("clip_skip", 2))]
+    assert column_lanes("clip_skip", [1, 2], 1).tolist() == [[0, 0], np.frombuffer(digest("clip_skip", 2), "<u8").tolist()]
     assert digest("x", 1) != digest("x", 1.0) != digest("x", "1.0")
     assert column_lanes("x", [True], 1).any()
 

@@ -12,7 +12,7 @@ from sdbatch.errors import ConfigError, PlanError
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.identify import identify
 from sdbatch.weights.image_fit import fits, name_known
-from tests.planning import plan_of, values
+from tests.planning import image_ids, plan_of, values
 from tests.weights import dialects
 from tests.weights.writer import write_safetensors
 
@@ -45,9 +45,9 @@ def test_the_one_image_encoder_that_fits_is_taken_and_part_of_the_recipe(workspa
     assert values(plan, "ip_adapter.follow.weight") == [0.0, 0.6]
     assert json.loads(plan.cell(0).config)["image_encoder"] == {"eye": {"file": "eye"}}
     chosen = plan_of(*WITH, "ip_adapter.follow.weight=0,0.6", "ip_adapter.follow.end=0.5", "image_encoder=[eye]")
-    assert chosen.image_ids == plan.image_ids, "found or named, it is the same encoder"
+    assert image_ids(chosen) == image_ids(plan), "found or named, it is the same encoder"
     write_safetensors(workspace / "models/clip_vision/eye.safetensors", dialects.clip_vision(48, 24), metadata={"trained": "anew"})
-    assert not set(plan_of(*WITH, "ip_adapter.follow.weight=0,0.6", "ip_adapter.follow.end=0.5").image_ids) & set(plan.image_ids)
+    assert not set(image_ids(plan_of(*WITH, "ip_adapter.follow.weight=0,0.6", "ip_adapter.follow.end=0.5"))) & set(image_ids(plan))
 
 
 def test_pictures_and_files_are_swept_like_any_value(workspace: Path) -> None:
@@ -55,7 +55,7 @@ def test_pictures_and_files_are_swept_like_any_value(workspace: Path) -> None:
     write_safetensors(workspace / "models/clip_vision/large.safetensors", dialects.clip_vision(64, 40))
     write_safetensors(workspace / "models/ipadapter/far.safetensors", dialects.ip_adapter(32, 40))
     plan = plan_of("ip_adapter=[follow]", "ip_adapter.follow.image=control.png,other.png", "ip_adapter.follow.file=follow,far")
-    assert len(set(plan.image_ids)) == 4
+    assert len(set(image_ids(plan))) == 4
     assert {(recipe.ip_adapters[0].path, recipe.image_encoders[0].name) for recipe in plan.recipes} == {
         (str(workspace / "models/ipadapter/follow.safetensors"), "eye"),
         (str(workspace / "models/ipadapter/far.safetensors"), "large"),
@@ -67,10 +67,10 @@ def test_pictures_and_files_are_swept_like_any_value(workspace: Path) -> None:
 
 
 def test_every_key_that_changes_the_image_is_in_its_id() -> None:
-    base = plan_of(*WITH).image_ids
+    base = image_ids(plan_of(*WITH))
     for more in ("ip_adapter.follow.weight=0.5", "ip_adapter.follow.start=0.1", "ip_adapter.follow.end=0.9"):
-        assert plan_of(*WITH, more).image_ids != base, more
-    assert plan_of("seed=0").image_ids != base
+        assert image_ids(plan_of(*WITH, more)) != base, more
+    assert image_ids(plan_of("seed=0")) != base
 
 
 def test_without_an_image_encoder_it_is_said_what_to_put_where(workspace: Path) -> None:

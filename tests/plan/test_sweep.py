@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdbatch.errors import ConfigError, PlanError
-from tests.planning import job_of, plan_of, values
+from tests.planning import image_ids, job_of, plan_of, values
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -106,9 +106,9 @@ def test_without_templates_braces_are_text() -> None:
 def test_draws_are_distinct_repeatable_and_sample_intervals() -> None:
     axes = ["seed=range(0,1000)", "prompt=a,b,c", "matrix.draws=50"]
     first, again = plan_of(*axes), plan_of(*axes)
-    assert first.image_ids == again.image_ids
-    assert len(set(first.image_ids)) == 50
-    assert plan_of(*axes, "matrix.draw_seed=1").image_ids != first.image_ids
+    assert image_ids(first) == image_ids(again)
+    assert len(set(image_ids(first))) == 50
+    assert image_ids(plan_of(*axes, "matrix.draw_seed=1")) != image_ids(first)
     drawn = plan_of("guidance_scale=interval(3,9)", "matrix.draws=20")
     assert all(3 <= drawn.cell(index).guidance_scale <= 9 for index in range(20))
     with pytest.raises(ConfigError, match=r"matrix\.draws=N"):
@@ -149,9 +149,9 @@ def test_excluding_everything_is_said() -> None:
 def test_block_weights_are_an_axis_in_presets_and_numbers_and_checked_for_the_family() -> None:
     plan = plan_of("lora=[red]", "lora.red.blocks=MIDD,NONE", "seed=1,2")
     assert [plan.cell(index).strengths[0].blocks for index in range(4)] == ["MIDD", "MIDD", "NONE", "NONE"]
-    assert len(set(plan.image_ids)) == 4
+    assert len(set(image_ids(plan))) == 4
     assert plan_of("lora=[red]", f"lora.red.blocks={[1] * 17}").cell(0).strengths[0].blocks == ",".join(["1"] * 17)
-    assert plan_of("lora=[red]", "lora.red.strict=true").image_ids == plan_of("lora=[red]").image_ids
+    assert image_ids(plan_of("lora=[red]", "lora.red.strict=true")) == image_ids(plan_of("lora=[red]"))
     with pytest.raises(PlanError, match=r"lora\.red\.blocks: 3 numbers were given; LoRAs of sd1 have 17 or 26"):
         plan_of("lora=[red]", "lora.red.blocks=[1,0,1]")
     with pytest.raises(PlanError, match=r"lora\.red\.blocks: there is no preset 'MID'\. Did you mean MIDD"):
@@ -166,7 +166,7 @@ def test_hypernetworks_are_a_stack_with_a_weight_that_is_swept(workspace: Path) 
     plan = plan_of("hypernetwork=[fine]", "hypernetwork.fine.weight=0,0.5")
     assert len(plan.recipes) == 1
     assert [plan.cell(index).hypernetwork_weights for index in range(2)] == [(0.0,), (0.5,)]
-    assert len({*plan.image_ids, *plan_of().image_ids}) == 3
+    assert len({*image_ids(plan), *image_ids(plan_of())}) == 3
     torch.save({768: (state, state)}, folder / "wide.pt")
     with pytest.raises(PlanError, match=r"hypernetwork\.wide: wide is a hypernetwork for SD 1\.x .*Fitting here: fine"):
         plan_of("hypernetwork=[wide]")

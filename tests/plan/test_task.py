@@ -10,7 +10,7 @@ from PIL import Image
 from sdbatch.cell import Mask, Source
 from sdbatch.errors import ConfigError, PlanError
 from sdbatch.verbs.replay import changed_files
-from tests.planning import plan_of, values
+from tests.planning import image_ids, plan_of, values
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -49,7 +49,7 @@ def test_a_task_has_good_defaults() -> None:
 def test_txt2img_is_as_it_was_and_takes_no_picture() -> None:
     cell = plan_of().cell(0)
     assert (cell.task, cell.source) == ("txt2img", None)
-    assert plan_of("task=txt2img").image_ids == plan_of().image_ids
+    assert image_ids(plan_of("task=txt2img")) == image_ids(plan_of())
     said = faults_of("task.image=photo.png", "task.strength=0.5")
     assert said["task.strength"] == "0.5 does nothing in task=txt2img. Set task=img2img or task=inpaint, or leave it out."
     assert said["task.image"].startswith("photo.png does nothing in task=txt2img")
@@ -101,11 +101,11 @@ def test_a_mask_has_the_picture_s_shape_and_masks_something(pictures: Path) -> N
 def test_every_key_of_a_task_changes_the_id_and_pictures_count_by_content(pictures: Path) -> None:
     Image.new("L", (24, 16), 255).save(pictures / "white.png")
     keys = ("image=other.jpg", "strength=0.5", "resize=pad", "mask=white.png", "mask_blur=0", "fill=noise", "paste=false")
-    ids = [plan_of(*INPAINT, *change).image_ids[0] for change in [(), *((f"task.{key}",) for key in keys)]]
-    assert len({*ids, plan_of(*IMG2IMG).image_ids[0], plan_of().image_ids[0]}) == len(ids) + 2
+    ids = [image_ids(plan_of(*INPAINT, *change))[0] for change in [(), *((f"task.{key}",) for key in keys)]]
+    assert len({*ids, image_ids(plan_of(*IMG2IMG))[0], image_ids(plan_of())[0]}) == len(ids) + 2
     (pictures / "photo.png").rename(pictures / "renamed.png")
-    assert plan_of("task=img2img", "task.image=renamed.png").image_ids != plan_of("task=img2img", "task.image=other.jpg").image_ids
-    assert plan_of("task=inpaint", "task.image=renamed.png", "task.mask=mask.png").image_ids[0] == ids[0]
+    assert image_ids(plan_of("task=img2img", "task.image=renamed.png")) != image_ids(plan_of("task=img2img", "task.image=other.jpg"))
+    assert image_ids(plan_of("task=inpaint", "task.image=renamed.png", "task.mask=mask.png"))[0] == ids[0]
 
 
 def test_pictures_come_from_globs_and_prompt_files(pictures: Path) -> None:
