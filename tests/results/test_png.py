@@ -70,7 +70,7 @@ def test_the_image_is_marked_as_machine_made(tmp_path: Path) -> None:
 
 def test_files_that_are_not_ours_are_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    with pytest.raises(FolderError, match="No such file"):
+    with pytest.raises(FolderError, match="there is no such file"):
         read_cell(path)
     path.write_bytes(b"not an image")
     with pytest.raises(FolderError, match="not a PNG"):
