@@ -23,7 +23,7 @@ from sdbatch.plan.cells import cell_of
 from sdbatch.plan.plan import Lookup, Plan, plan_id
 from sdbatch.plan.tree import Tree, overlay
 from sdbatch.results.arrow import integers, numpy_of, plain_values
-from sdbatch.results.ids import IdArray, column_of_ids, ids_of_column
+from sdbatch.results.ids import IdArray, column_of_ids, ids_of_column, ids_of_text
 
 VERSION = 2
 READABLE = (1, 2)
@@ -135,18 +135,19 @@ class PlanFile:
         statistics = [metadata.row_group(index).column(position).statistics for index in range(metadata.num_row_groups)]
         return [(int(item.min), int(item.max)) for item in statistics]
 
-    def iter_ids(self) -> Iterator[tuple[list[str], list[int]]]:
-        """Image ids and shards, a row group at a time."""
-        for index in range(self.file.num_row_groups):
-            table = self.file.read_row_group(index, columns=["image_id", "shard"])
-            yield cast(list[str], table["image_id"].to_pylist()), cast(list[int], table["shard"].to_pylist())
-
     def iter_keys(self) -> Iterator[tuple[IdArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Image ids, shards (-1: made before this plan) and recipes as numbers, a row group at a time."""
         for index in range(self.file.num_row_groups):
             table = self.file.read_row_group(index, columns=["image_id", "shard", "recipe"])
             shards, recipes = (numpy_of(table[name].cast(pa.int64())) for name in ("shard", "recipe"))
             yield ids_of_column(table["image_id"]), shards, recipes
+
+    def shard_of(self, image_id: str) -> int | None:
+        """The shard that makes an image; None when none does."""
+        for ids, shards, _ in self.iter_keys():
+            for shard in shards[(ids == ids_of_text(image_id.encode())).all(axis=1)].tolist():
+                return shard if shard >= 0 else None
+        return None
 
     def shard_recipes(self) -> npt.NDArray[np.int64]:
         """The recipe of each shard. Reads two columns, a row group at a time."""

@@ -109,6 +109,7 @@ def part_bytes(table: pa.Table) -> bytes:
         use_dictionary=large,
         write_statistics=large,
         write_page_checksum=True,
+        store_schema=False,  # Arrow's own, which says nothing more here: half of a small part
     )
     data = sink.getvalue()
     footer = footer_at(data)

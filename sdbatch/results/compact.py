@@ -25,7 +25,7 @@ from sdbatch.results.block import PACKINGS_BY_SUFFIX, ImageReader, container_of
 from sdbatch.results.commit import read_part
 from sdbatch.results.disk import explained, publish, sync_folders, temporary_name
 from sdbatch.results.folder import LATER, SweepFolder
-from sdbatch.results.keys import Keys
+from sdbatch.results.keys import read_keys
 from sdbatch.results.reader import Index, read_index
 from sdbatch.results.row import Row
 from sdbatch.results.upkeep import MERGED_ROWS, iter_runs, supersede
@@ -51,26 +51,33 @@ def compact(folder: SweepFolder, block_mb: int = 256) -> Compacted:
     Raises: FolderError when a part or an image is not what was committed; nothing of it is lost then.
     """
     before = len(folder.parts()), len(folder.block_files())
-    keys: list[Keys] = []
-    index = read_index(folder, keep=keys.append)
+    index = read_index(folder)
     for part, reason in index.unreadable.items():
         raise FolderError(f"{part}: cannot be read ({reason}). Put the sweep in order first: sdbatch resume {folder.path}")
-    _remove_orphans(folder, keys)
-    slots = {part: _slots(index, number) for number, part in enumerate(index.parts)}
+    _remove_orphans(folder, index.parts)
+    counting = _Counting(index)
     for run in iter_runs(folder, None):
-        for parts in _cut(run, slots):
-            _merge(folder, parts, slots, block_mb * MEGABYTE)
+        for parts in _cut(run, counting):
+            _merge(folder, parts, counting, block_mb * MEGABYTE)
     return Compacted((before[0], len(folder.parts())), (before[1], len(folder.block_files())))
 
 
-def _slots(index: Index, number: int) -> pa.Array:
-    """The rows of a part that count."""
-    first, last = np.searchsorted(index.part, [number, number + 1])
-    return integers(index.slot[first:last].astype(np.int64))
+class _Counting:
+    """Which rows of each part count."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._numbers = {part: number for number, part in enumerate(index.parts)}
+
+    def slots(self, part: Path) -> pa.Array:
+        """Their places in the part."""
+        number = self._numbers[part]
+        first, last = np.searchsorted(self._index.part, [number, number + 1])
+        return integers(self._index.slot[first:last].astype(np.int64))
 
 
-def _remove_orphans(folder: SweepFolder, keys: Sequence[Keys]) -> None:
-    known = {found[0] for own in keys for place in own.places if (found := container_of(place))}
+def _remove_orphans(folder: SweepFolder, parts: Sequence[Path]) -> None:
+    known = {found[0] for part in parts for place in read_keys(part).places if (found := container_of(place))}
     orphans = [path for path in folder.block_files() if path.relative_to(folder.path).as_posix() not in known]
     _remove(orphans)
 
@@ -82,12 +89,12 @@ def _remove(files: Sequence[Path]) -> None:
     sync_folders({path.parent for path in files})
 
 
-def _cut(run: Sequence[Path], slots: dict[Path, pa.Array]) -> Iterator[list[Path]]:
+def _cut(run: Sequence[Path], counting: _Counting) -> Iterator[list[Path]]:
     """Parts of a run that make one."""
     taken: list[Path] = []
     rows = 0
     for part in run:
-        count = len(slots[part])
+        count = len(counting.slots(part))
         if taken and rows + count > MERGED_ROWS:
             yield taken
             taken, rows = [], 0
@@ -97,12 +104,12 @@ def _cut(run: Sequence[Path], slots: dict[Path, pa.Array]) -> Iterator[list[Path
         yield taken
 
 
-def _merge(folder: SweepFolder, parts: Sequence[Path], slots: dict[Path, pa.Array], block_bytes: int) -> None:
+def _merge(folder: SweepFolder, parts: Sequence[Path], counting: _Counting, block_bytes: int) -> None:
     tables = [read_part(part) for part in parts]
     if any(not table.schema.equals(tables[0].schema) for table in tables):
         return  # of different versions: they stay as they are
     old = _blocks_of(pa.concat_tables(tables))
-    table = pa.concat_tables([table.take(slots[part]) for part, table in zip(parts, tables, strict=True)]).combine_chunks()
+    table = pa.concat_tables([table.take(counting.slots(part)) for part, table in zip(parts, tables, strict=True)]).combine_chunks()
     groups = _cut_blocks(table, block_bytes)
     fewer = len(old) > len(groups)
     if len(parts) == 1 and not fewer:

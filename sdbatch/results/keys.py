@@ -34,7 +34,7 @@ _MAGIC = b"sdbatch keys 1 "
 _NUMBERS = struct.Struct("<III")
 """How many rows, how many bytes, and their CRC-32."""
 _TRAILER_BYTES = len(_MAGIC) + _NUMBERS.size
-_TAIL_BYTES = 24 * 1024
+_TAIL_BYTES = 32 * 1024
 """What a first read takes of a part: the footer, and the keys of a block."""
 _OK = STATUSES.index(OK)
 

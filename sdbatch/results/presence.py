@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sdbatch.results.block import container_of, size_if_whole
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.ids import texts_of
-from sdbatch.results.keys import Keys, path_of
-
-_Rows = npt.NDArray[Any]
+from sdbatch.results.keys import Keys, Rows, path_of
 
 
-def find_lost(folder: SweepFolder, keys: Sequence[Keys], part: npt.NDArray[np.int32], slot: npt.NDArray[np.int32]) -> dict[int, str]:
-    """Rows (by their number in `part` and `slot`) whose image is gone or has another size, with its path."""
+def find_lost(folder: SweepFolder, keys: Keys) -> dict[int, str]:
+    """Of a part the places of rows whose image is gone or has another size, with its path."""
     lost: dict[int, str] = {}
-    bounds = np.searchsorted(part, np.arange(len(keys) + 1)).tolist()
-    for number, own in enumerate(keys):
-        first, last = bounds[number], bounds[number + 1]
-        rows = own.rows[slot[first:last]]
-        for index, place in enumerate(own.places):
-            if not place:
-                continue
-            chosen = np.flatnonzero(rows["place"] == index)
-            gone = _gone_files(folder, place, rows[chosen]) if container_of(place) is None else _gone_members(folder, place, rows[chosen])
-            for which, path in gone.items():
-                lost[first + int(chosen[which])] = path
+    for number, place in enumerate(keys.places):
+        if not place:
+            continue
+        chosen = np.flatnonzero(keys.rows["place"] == number)
+        gone = (_gone_files if container_of(place) is None else _gone_members)(folder, place, keys.rows[chosen])
+        lost.update({int(chosen[which]): path for which, path in gone.items()})
     return lost
 
 
-def _gone_files(folder: SweepFolder, place: str, rows: _Rows) -> dict[int, str]:
+def _gone_files(folder: SweepFolder, place: str, rows: Rows) -> dict[int, str]:
     """Of images that are files of their own."""
     lost: dict[int, str] = {}
     before, _, after = place.partition("*")
@@ -51,7 +41,7 @@ def _gone_files(folder: SweepFolder, place: str, rows: _Rows) -> dict[int, str]:
     return lost
 
 
-def _gone_members(folder: SweepFolder, place: str, rows: _Rows) -> dict[int, str]:
+def _gone_members(folder: SweepFolder, place: str, rows: Rows) -> dict[int, str]:
     """Of images in a block: all of them when it is gone or not whole, else those that would lie beyond its end."""
     found = container_of(place)
     assert found is not None

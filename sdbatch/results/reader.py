@@ -24,13 +24,15 @@ from sdbatch.errors import FolderError
 from sdbatch.results.arrow import empty_table, integers
 from sdbatch.results.commit import check_keys, read_part
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.ids import IdArray, Ids, Mask, order_of, texts_of
+from sdbatch.results.ids import IdArray, Ids, Mask, order_of
 from sdbatch.results.keys import Keys, Made, read_keys
 from sdbatch.results.presence import find_lost
 from sdbatch.results.schema import OK, SCHEMA, STATUSES
 
 _log = logging.getLogger(__name__)
 _OK = STATUSES.index(OK)
+_COLUMNS = {"id": "<u8", "status": "u1", "made_us": "<i8"}
+"""What is kept of the keys, and as what."""
 
 
 @dataclass(frozen=True)
@@ -56,77 +58,52 @@ class Index:
     repeated: int
     """Rows that do not count, since another of the same image does."""
 
+    lost: dict[int, str]
+    """Row -> the path of its image, where that is gone or has another size; none is known unless images were looked at."""
+
     def __len__(self) -> int:
         return len(self.part)
 
     @cached_property
+    def gone(self) -> Mask:
+        """Of each row, whether it is one of `lost`."""
+        gone = np.zeros(len(self), dtype=bool)
+        gone[list(self.lost)] = True
+        return gone
+
+    @cached_property
     def done(self) -> Ids:
-        """Ids of successes."""
-        return Ids(self.ids[self.status == _OK])
+        """Ids that need nothing more: successes whose image is not known to be lost."""
+        return Ids(self.ids[~self.gone & (self.status == _OK)])
 
     @cached_property
     def faulty(self) -> Ids:
         """Ids that were tried and are no success: failed, not finite, or one colour."""
-        return Ids(self.ids[self.status != _OK])
+        return Ids(self.ids[~self.gone & (self.status != _OK)])
 
-    def counts(self, which: Mask | None = None) -> dict[str, int]:
-        """Images by status; of some only, where a mask is given."""
-        found = np.bincount(self.status if which is None else self.status[which], minlength=len(STATUSES)).tolist()
-        return dict(zip(STATUSES, found, strict=True))
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The state of a sweep, by id: what its rows say and whether the images are there."""
-
-    index: Index
-    gone: Mask
-    """Of each row: whether it speaks of a file that is gone or has another size."""
-    paths: dict[int, str]
-    """Row -> the path of that file."""
-
-    @cached_property
-    def done(self) -> Ids:
-        """Ids that need nothing more: successes whose file is there."""
-        return Ids(self.index.ids[~self.gone & (self.index.status == _OK)])
-
-    @cached_property
-    def faulty(self) -> Ids:
-        """Ids that were tried and are no success: failed, not finite, or one colour."""
-        return Ids(self.index.ids[~self.gone & (self.index.status != _OK)])
-
-    @property
-    def lost(self) -> dict[str, str]:
-        """Ids whose row speaks of a file that is gone or has another size, with its path in the folder."""
-        numbers = list(self.paths)
-        return dict(zip(texts_of(self.index.ids[numbers]), self.paths.values(), strict=True)) if numbers else {}
-
-    @property
-    def unreadable(self) -> dict[Path, str]:
-        """Parts that cannot be read, with the reason."""
-        return self.index.unreadable
+    def counts(self) -> dict[str, int]:
+        """Images by status."""
+        return dict(zip(STATUSES, np.bincount(self.status, minlength=len(STATUSES)).tolist(), strict=True))
 
 
-def committed(folder: SweepFolder) -> Committed:
+def committed(folder: SweepFolder) -> Index:
     """What is done, what was tried in vain and what got lost. Checks every part and looks at every file's size."""
-    places: list[Keys] = []
-    index = read_index(folder, check_keys, places.append)
-    paths = find_lost(folder, places, index.part, index.slot)
-    gone = np.zeros(len(index), dtype=bool)
-    gone[list(paths)] = True
-    return Committed(index, gone, paths)
+    return read_index(folder, check_keys, look=True)
 
 
-def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, keep: Callable[[Keys], None] | None = None) -> Index:
-    """The keys of a sweep, each image once. `read_keys` reads the end of each part, `check_keys` checks all of it.
+def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, look: bool = False) -> Index:
+    """The keys of a sweep, each image once: 33 bytes of memory an image, and some more while it is read.
 
-    `keep` is given the keys of each part in the order of `Index.parts`.
+    `read_keys` reads the end of each part, `check_keys` checks all of it; `look` also looks at each image's size.
     """
     parts: list[Path] = []
-    columns: list[tuple[IdArray, npt.NDArray[np.uint8], npt.NDArray[np.int64]]] = []
+    lengths: list[int] = []
+    columns = [bytearray() for _ in _COLUMNS]  # they grow in place, where arrays would be there twice
     unreadable: dict[Path, str] = {}
     workers: dict[str, Made] = {}
     recipes: dict[str, Made] = {}
+    lost: dict[int, str] = {}
+    rows = 0
     for part in folder.parts():
         try:
             keys = read(part)
@@ -135,27 +112,39 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, ke
         except (pa.ArrowException, OSError, ValueError) as error:
             unreadable[part] = _reason(error)
             continue
-        parts.append(part)
-        # Copies: the records hold twice as much.
-        columns.append((keys.ids.copy(), keys.rows["status"].copy(), keys.rows["made_us"].copy()))
-        if keep is not None:
-            keep(keys)
+        if look:
+            lost.update({rows + slot: path for slot, path in find_lost(folder, keys).items()})
+        for name, column in zip(_COLUMNS, columns, strict=True):
+            column += keys.rows[name].tobytes()
         for totals, own in ((workers, keys.workers), (recipes, keys.recipes)):
             for name, made in own.items():
                 totals.setdefault(name, Made()).add(made)
-    lengths = np.array([len(status) for _, status, _ in columns], dtype=np.int64)
-    total = int(lengths.sum())
-    part_of = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
-    slot_of = np.arange(total, dtype=np.int32)
-    slot_of -= np.repeat((np.cumsum(lengths) - lengths).astype(np.int32), lengths)
-    ids = np.concatenate([np.empty((0, 2), np.uint64), *(ids for ids, _, _ in columns)])
-    status = np.concatenate([np.empty(0, np.uint8), *(status for _, status, _ in columns)])
-    made_us = np.concatenate([np.empty(0, np.int64), *(made_us for _, _, made_us in columns)])
-    columns.clear()
+        parts.append(part)
+        lengths.append(len(keys))
+        rows += len(keys)
+    ids, status, made_us = (np.frombuffer(column, kind) for column, kind in zip(columns, _COLUMNS.values(), strict=True))
+    part_of, slot_of = _places(lengths)
+    ids = ids.reshape(-1, 2)
     counts = _each_once(ids, status, made_us)
     if counts is not None:
         part_of, slot_of, ids, status, made_us = part_of[counts], slot_of[counts], ids[counts], status[counts], made_us[counts]
-    return Index(parts, part_of, slot_of, ids, status, made_us, unreadable, workers, recipes, total - len(ids))
+        lost = _renumbered(lost, counts)
+    return Index(parts, part_of, slot_of, ids, status, made_us, unreadable, workers, recipes, rows - len(ids), lost)
+
+
+def _places(lengths: Sequence[int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Of each row the number of its part, and its place in that."""
+    begins = np.cumsum([0, *lengths], dtype=np.int64)
+    part = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    slot = np.arange(begins[-1], dtype=np.int32)
+    slot -= np.repeat(begins[:-1].astype(np.int32), lengths)
+    return part, slot
+
+
+def _renumbered(lost: dict[int, str], counts: npt.NDArray[np.int64]) -> dict[int, str]:
+    """`lost` by the places that its rows have among those that count."""
+    places = np.searchsorted(counts, list(lost)).tolist()
+    return {place: path for place, (row, path) in zip(places, lost.items(), strict=True) if place < len(counts) and counts[place] == row}
 
 
 def load_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> pa.Table:

@@ -24,7 +24,7 @@ from sdbatch.results.disk import explained, publish, sync_folders, write_tempora
 from sdbatch.results.folder import LATER, SweepFolder
 from sdbatch.results.ids import Ids, ids_of_text
 from sdbatch.results.keys import read_keys
-from sdbatch.results.reader import Committed, committed, damage_of
+from sdbatch.results.reader import Index, committed, damage_of
 from sdbatch.results.schema import OK, STATUSES
 from sdbatch.results.stray import remove_strays
 
@@ -32,7 +32,7 @@ MERGED_ROWS = 20_000
 """Most rows of a merged part: a few dozen megabytes in memory."""
 
 
-def recover(folder: SweepFolder, retry_faulty: bool = False) -> Committed:
+def recover(folder: SweepFolder, retry_faulty: bool = False) -> Index:
     """Put in order what a crash or a user left behind, and return what is committed now: the start of every resume.
 
     Removes temporary files of this machine's dead processes, puts unreadable parts aside, and takes back the rows of images that are
@@ -43,13 +43,13 @@ def recover(folder: SweepFolder, retry_faulty: bool = False) -> Committed:
     for part in found.unreadable:
         if damage_of(part) is None:
             raise FolderError(f"{part}: could not be read a moment ago, and can now. Run the same command again to go on.")
-    blocks = {place[0] for path in found.paths.values() if (place := container_of(path))}
+    blocks = {place[0] for path in found.lost.values() if (place := container_of(path))}
     broken = [folder.path / block for block in sorted(blocks)]
     folder.set_aside([*found.unreadable, *(block for block in broken if block.exists() and not size_if_whole(block))])
-    again = found.gone | (found.index.status != STATUSES.index(OK) if retry_faulty else False)
+    again = found.gone | (found.status != STATUSES.index(OK) if retry_faulty else False)
     if not again.any():
         return found
-    drop_rows(folder, Ids(found.index.ids[again]))
+    drop_rows(folder, Ids(found.ids[again]))
     return committed(folder)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import warnings
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from sdbatch.results.block import ImageReader, container_of, size_if_whole
@@ -69,7 +73,7 @@ def verify(folder: SweepFolder, full: bool = False) -> Report:
     """
     unreadable = {part: reason for part in folder.parts() if (reason := damage_of(part))}
     check = _Check(folder, full)
-    known: set[str] = set()
+    known = array("q")
     checked = 0
     missing: dict[str, str] = {}
     corrupt: dict[str, tuple[str, str]] = {}
@@ -80,13 +84,13 @@ def verify(folder: SweepFolder, full: bool = False) -> Report:
                 continue
             checked += 1
             found = container_of(image)
-            known.add(found[0] if found else image)
+            known.append(hash(found[0] if found else image))
             reason = check.fault(row)
             if reason == _GONE:
                 missing[image_id] = image
             elif reason:
                 corrupt[image_id] = (image, reason)
-    orphans, foreign = _unknown(folder, known)
+    orphans, foreign = _unknown(folder, np.unique(np.frombuffer(known, np.int64)))
     temporary = tuple(sorted(path.relative_to(folder.path).as_posix() for path in list_temporary(folder)))
     return Report(checked, missing, corrupt, unreadable, orphans, temporary, foreign)
 
@@ -177,21 +181,27 @@ def _picture_fault(data: bytes, size_px: tuple[int, int]) -> str | None:
     return None if found == size_px else f"is {found[0]}x{found[1]}, its row says {size_px[0]}x{size_px[1]}"
 
 
-def _unknown(folder: SweepFolder, known: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Files of the images and rows folders that no row knows: our orphans, and foreign ones."""
+def _unknown(folder: SweepFolder, known: npt.NDArray[np.int64]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Files of the images and rows folders that no row knows: our orphans, and foreign ones.
+
+    `known` are the hashes of the others' paths, rising: of a hundred million paths no set is made.
+    """
     parts = {part.relative_to(folder.path).as_posix() for part in folder.parts()}
     orphans: list[str] = []
     foreign: list[str] = []
-    for path in sorted(_files(folder)):
-        name = path.rpartition("/")[2]
-        if path in known or path in parts or name.startswith(TEMPORARY):
-            continue
-        (orphans if folder.is_image_name(name) or folder.is_block_name(name) else foreign).append(path)
-    return tuple(orphans), tuple(foreign)
+    for paths in _iter_files(folder):
+        hashes = np.array([hash(path) for path in paths], dtype=np.int64)
+        unknown = np.searchsorted(known, hashes) == np.searchsorted(known, hashes, side="right")
+        for path in itertools.compress(paths, unknown):
+            name = path.rpartition("/")[2]
+            if path not in parts and not name.startswith(TEMPORARY):
+                (orphans if folder.is_image_name(name) or folder.is_block_name(name) else foreign).append(path)
+    return tuple(sorted(orphans)), tuple(sorted(foreign))
 
 
-def _files(folder: SweepFolder) -> Iterator[str]:
+def _iter_files(folder: SweepFolder) -> Iterator[list[str]]:
+    """The files of one folder after the other, as rows speak of them."""
     for top in (folder.images, folder.blocks, folder.rows):
         for where, _, names in os.walk(top):
-            for name in names:
-                yield (Path(where) / name).relative_to(folder.path).as_posix()
+            above = Path(where).relative_to(folder.path).as_posix()
+            yield [f"{above}/{name}" for name in names]

@@ -14,7 +14,7 @@ from sdbatch.config.launcher import LocalLauncher, RayLauncher, SlurmLauncher, T
 from sdbatch.errors import ConfigError, FolderError
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import Committed, committed
+from sdbatch.results.reader import Index, committed
 from sdbatch.results.stray import list_temporary, remove_abandoned
 from sdbatch.results.upkeep import merge_parts
 from sdbatch.run import roster
@@ -87,7 +87,7 @@ def _check(settings: Settings) -> None:
             return
 
 
-def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Committed) -> Ending:
+def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Index) -> Ending:
     plan = PlanFile(folder.plan)
     before, _ = count(plan, state)
     launcher = read_launcher(settings.launcher)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import Committed, Index
+from sdbatch.results.reader import Index
 from sdbatch.run.launchers.command import Submission
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Tally
@@ -23,7 +23,7 @@ class Outcome:
     before: int
     """Of these, made before this run."""
     tally: Tally
-    state: Committed
+    state: Index
 
     @property
     def done(self) -> int:
@@ -59,7 +59,7 @@ class Printed:
     text: str
 
 
-def count(plan: PlanFile, state: Committed | Index) -> tuple[int, int]:
+def count(plan: PlanFile, state: Index) -> tuple[int, int]:
     """How many cells of the plan are made, and how many were tried in vain."""
     made = faulty = 0
     for ids, _, _ in plan.iter_keys():

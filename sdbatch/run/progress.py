@@ -14,8 +14,7 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.commit import check_keys
 from sdbatch.results.folder import FLAT_LIMIT, SweepFolder
 from sdbatch.results.ids import find_in, order_of
-from sdbatch.results.keys import Keys, Made, read_keys
-from sdbatch.results.presence import find_lost
+from sdbatch.results.keys import Made, read_keys
 from sdbatch.results.reader import Index, iter_faulty, read_index
 from sdbatch.results.row import axes_of, recipe_id
 from sdbatch.results.schema import OK, STATUSES
@@ -89,12 +88,9 @@ def measure(folder: SweepFolder, full: bool = False) -> Progress:
     every byte of every part. Raises FolderError when there is no plan.
     """
     plan = PlanFile(folder.plan)
-    keys: list[Keys] = []
     looked = full or plan.cells <= FLAT_LIMIT
-    index = read_index(folder, check_keys if full else read_keys, keys.append if looked else None)
-    status = index.status.copy()
-    if looked:
-        status[list(find_lost(folder, keys, index.part, index.slot))] = _LOST
+    index = read_index(folder, check_keys if full else read_keys, looked)
+    status = np.where(index.gone, np.uint8(_LOST), index.status)
     order = order_of(index.ids)
     ids, status = index.ids[order], np.append(status[order], np.uint8(_LEFT))
     counts = np.zeros(_LEFT + 1, dtype=np.int64)

@@ -30,11 +30,10 @@ def _batch_of(image: Path, cell: Cell) -> tuple[list[Cell], Settings]:
     settings = Settings.from_dict(folder.read_about().get("settings", {"name": "replay"}))
     plan = PlanFile(folder.plan)
     batch_size = settings.batch_size or folder.read_settled(batch_size_name(cell)) or 1
-    for ids, shards in plan.iter_ids():
-        if cell.image_id in ids and (shard := shards[ids.index(cell.image_id)]) >= 0:
-            for block in batches(plan.shard(shard), batch_size):
-                if any(mate.image_id == cell.image_id for mate in block):
-                    return [cell if mate.image_id == cell.image_id else mate for mate in block], settings
+    if (shard := plan.shard_of(cell.image_id)) is not None:
+        for block in batches(plan.shard(shard), batch_size):
+            if any(mate.image_id == cell.image_id for mate in block):
+                return [cell if mate.image_id == cell.image_id else mate for mate in block], settings
     return [cell], settings
 
 

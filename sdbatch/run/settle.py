@@ -18,7 +18,7 @@ from sdbatch.plan.files import config_sha256
 from sdbatch.plan.store import PlanFile, write_plan
 from sdbatch.results.disk import write_file
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import Committed, committed
+from sdbatch.results.reader import Index, committed
 from sdbatch.results.stray import list_temporary, remove_abandoned
 from sdbatch.results.upkeep import recover
 from sdbatch.run import roster
@@ -33,7 +33,7 @@ BEGAN = "began"
 """A file among the claims: its time is when work was opened."""
 
 
-def take_up(folder: SweepFolder) -> Committed:
+def take_up(folder: SweepFolder) -> Index:
     """What is committed; put in order, and with faulty cells to be tried again, unless workers are busy with it."""
     temporary = list_temporary(folder)
     others = roster.watch_alive(folder.claims, pause=roster.tell_and_wait)
@@ -46,7 +46,7 @@ def take_up(folder: SweepFolder) -> Committed:
     return recover(folder, retry_faulty=True)
 
 
-def settle(folder: SweepFolder, job: Job, state: Committed) -> None:
+def settle(folder: SweepFolder, job: Job, state: Index) -> None:
     """Write the plan, the configuration and the facts. Raises FolderError when busy workers go by another plan."""
     settle_plan(folder, job, state)
     write_file(folder.config, config_text(job).encode())
@@ -54,7 +54,7 @@ def settle(folder: SweepFolder, job: Job, state: Committed) -> None:
     folder.write_about({**folder.read_about(), **facts, "settings": redacted(job.settings)})
 
 
-def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
+def settle_plan(folder: SweepFolder, job: Job, state: Index) -> None:
     """Keep the plan that is there if it names the same images and its work is all accounted for; else write this one.
 
     Keeping it matters: the shards and so the batches stay as they were, and a resumed sweep makes the same bytes.
@@ -69,12 +69,12 @@ def settle_plan(folder: SweepFolder, job: Job, state: Committed) -> None:
     write_plan(job.plan.adopt(state.done), folder.plan)
 
 
-def _lost_adopted(plan: PlanFile, state: Committed) -> bool:
+def _lost_adopted(plan: PlanFile, state: Index) -> bool:
     """Whether a cell that was made before its plan is not there any more, so that no shard would make it."""
     return any(bool(((shards < 0) & ~state.done.contains(ids)).any()) for ids, shards, _ in plan.iter_keys())
 
 
-def open_claims(folder: SweepFolder, plan: PlanFile, state: Committed) -> None:
+def open_claims(folder: SweepFolder, plan: PlanFile, state: Index) -> None:
     """Let workers begin: claims with the shards that need no work, unless workers have begun."""
     if folder.claims.is_dir():
         return

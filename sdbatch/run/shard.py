@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from sdbatch.results.commit import check_keys
@@ -57,7 +56,6 @@ def shard_done(folder: SweepFolder, shard: int) -> set[str]:
         except (pa.ArrowException, OSError):
             continue
         there = keys.rows["status"] == STATUSES.index(OK)
-        count = len(keys)
-        there[list(find_lost(folder, [keys], np.zeros(count, np.int32), np.arange(count, dtype=np.int32)))] = False
+        there[list(find_lost(folder, keys))] = False
         done.update(texts_of(keys.ids[there]))
     return done

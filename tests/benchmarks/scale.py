@@ -34,6 +34,7 @@ from sdbatch.results.arrow import integers, strings
 from sdbatch.results.commit import make_folders, part_bytes
 from sdbatch.results.disk import publish, sync_folders, write_temporary
 from sdbatch.results.folder import SweepFolder
+from sdbatch.results.ids import texts_of
 from sdbatch.results.row import ImageFile, Origin, row_of, table_of
 from sdbatch.results.schema import SCHEMA
 from sdbatch.run.batch import block_cells
@@ -87,9 +88,9 @@ class Maker:
         self.png = png_of(cell, picture.pixels, None)
         row = row_of(picture, ImageFile("x", len(self.png), "ab" * 32), Origin("scale", "w"))
         self.row = table_of([row | {"image_offset": 0}])
-        self.keys = [(ids, shards) for ids, shards in self.plan.iter_ids()]
-        self.shards = np.concatenate([np.array(shards) for _, shards in self.keys])
-        self.ids = [image_id for ids, _ in self.keys for image_id in ids]
+        keys = list(self.plan.iter_keys())
+        self.shards = np.concatenate([shards for _, shards, _ in keys])
+        self.ids = np.concatenate([ids for ids, _, _ in keys])
 
     def commit(self, shard: int, block: int, ids: list[str], worker: str) -> None:
         """As the writer of a worker does, from the encoded images on."""
@@ -131,7 +132,7 @@ class Maker:
                 return spent
             first, last = np.searchsorted(self.shards, [shard, shard + 1]).tolist()
             for block, start in enumerate(range(first, last, self.least)):
-                ids = self.ids[start : min(last, start + self.least)]
+                ids = texts_of(self.ids[start : min(last, start + self.least)])
                 started_s = time.perf_counter()
                 self.commit(shard, block, ids, claims.worker)
                 spent.commit_s += time.perf_counter() - started_s

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
+from sdbatch.results.ids import texts_of
 from sdbatch.results.reader import committed, load_rows
 from sdbatch.results.verify import verify
 from tests.conftest import BASE
@@ -23,7 +24,7 @@ def made(folder: Path) -> int:
 def check_exact(folder: Path, cells: int, failed: int = 0) -> None:
     """Every cell of the plan is there once, the image of each success with the bytes its row says, and nobody is at work."""
     sweep = SweepFolder(folder)
-    planned = sorted(image_id for ids, _ in PlanFile(sweep.plan).iter_ids() for image_id in ids)
+    planned = sorted(image_id for ids, _, _ in PlanFile(sweep.plan).iter_keys() for image_id in texts_of(ids))
     assert len(planned) == cells
     assert sorted(load_rows(sweep, ["image_id"])["image_id"].to_pylist()) == planned
     assert len(committed(sweep).done) == cells - failed

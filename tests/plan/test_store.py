@@ -20,7 +20,7 @@ from sdbatch.run.prepare import prepare
 write_plan(prepare(read_arguments(sys.argv[1:])).plan, Path("plan.parquet"))
 plan = PlanFile(Path("plan.parquet"))
 assert sum(len(plan.shard(shard)) for shard in range(plan.shards)) == 16
-assert list(plan.iter_ids()) and plan.shard_recipes().size
+assert list(plan.iter_keys()) and plan.shard_recipes().size
 assert "pandas" not in sys.modules
 """
     swept = ["seed=1,2", "steps=3,4", "prompt=a,b", "lora=[red]", "lora.red.weight=0,0.5", "-m"]

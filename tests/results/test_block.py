@@ -14,6 +14,7 @@ from sdbatch.results import commit
 from sdbatch.results.block import PACKINGS, ImageReader, container_of, pack
 from sdbatch.results.export import export_webdataset
 from sdbatch.results.folder import LATER, SweepFolder
+from sdbatch.results.ids import texts_of
 from sdbatch.results.reader import committed, load_rows
 from sdbatch.results.row import Origin
 from sdbatch.results.upkeep import recover
@@ -123,7 +124,8 @@ def test_a_block_that_is_not_whole_is_made_again_and_only_that(folder: SweepFold
     victim.unlink()
     if harm != "gone":
         victim.write_bytes(before[victim][: 700 if harm == "cut" else 0])
-    assert set(committed(folder).lost) == set(IDS[:2]) and not verify(folder).is_sound
+    state = committed(folder)
+    assert set(texts_of(state.ids[state.gone])) == set(IDS[:2]) and not verify(folder).is_sound
     assert recover(folder).done == set(IDS[2:])
     make(folder, packed, pictures(0, 1))
     assert committed(folder).done == set(IDS) and verify(folder, full=True).is_sound

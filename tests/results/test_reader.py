@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sdbatch.errors import FolderError
 from sdbatch.results.commit import part_bytes, publish_rows
 from sdbatch.results.folder import SweepFolder
+from sdbatch.results.ids import texts_of
 from sdbatch.results.reader import committed, damage_of, iter_rows, load_rows
 from sdbatch.results.row import failed_row
 from sdbatch.results.schema import SCHEMA
@@ -58,9 +59,17 @@ def test_an_image_that_is_gone_or_cut_short_is_lost(sweep: SweepFolder) -> None:
         handle.truncate(100)
     (sweep.images / f"{IDS[5]}.png").write_bytes(b"")
     state = committed(sweep)
-    assert set(state.lost) == {IDS[0], IDS[3], IDS[5]} and state.done == {IDS[1], IDS[2], IDS[4]}
+    assert set(texts_of(state.ids[state.gone])) == {IDS[0], IDS[3], IDS[5]} and state.done == {IDS[1], IDS[2], IDS[4]}
     assert recover(sweep).done == state.done
     assert not committed(sweep).lost and load_rows(sweep).num_rows == 3
+
+
+def test_what_is_lost_is_told_of_the_rows_that_count(fill: Fill) -> None:
+    folder = fill([[Failure(make_cell(0), "late")], [make_picture(0)], [make_picture(1)], [Failure(make_cell(1), "again")]])
+    (folder.images / f"{IDS[1]}.png").unlink()
+    state = committed(folder)
+    assert {texts_of(state.ids)[row]: path for row, path in state.lost.items()} == {IDS[1]: f"images/{IDS[1]}.png"}
+    assert state.done == {IDS[0]} and not state.faulty
 
 
 def test_rows_of_one_image_count_once_a_success_before_a_fault(fill: Fill) -> None:

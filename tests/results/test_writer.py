@@ -73,7 +73,7 @@ def test_an_error_stops_the_writer_and_every_later_call_says_so(folder: SweepFol
             writer.put((0, 0), [make_picture(1)])
     with pytest.raises(FolderError, match="disk full"):
         writer.close()
-    assert calls == [1] and not len(committed(folder).index)
+    assert calls == [1] and not len(committed(folder))
 
 
 def test_an_error_of_the_caller_keeps_what_was_put_and_is_not_masked(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_nothing_is_committed_when_an_image_cannot_be_written(folder: SweepFolde
     rows, images = record(folder, ORIGIN, [make_picture(0), make_picture(1)], 10)
     with pytest.raises(FolderError):
         commit_block(folder, (0, 0), rows, images)
-    assert not len(committed(folder).index) and not folder.parts()
+    assert not len(committed(folder)) and not folder.parts()
 
 
 def test_neither_writing_nor_reading_imports_pandas(tmp_path: Path) -> None:
