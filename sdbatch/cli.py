@@ -33,6 +33,8 @@ VERBS = {
     "worker": "run as one worker of a sweep (started by launchers)",
 }
 """Verb -> what it does. Each is a module of sdbatch.verbs with `main(arguments) -> exit code`, imported when called."""
+COMPOSING = ("run", "plan")
+"""Verbs of a whole configuration, whose help is the groups' and keys'."""
 
 STOPPED = 1
 REFUSED = 2
@@ -45,8 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, rest = split_verb(given)
     try:
         if verb is None:
-            raise SdbatchError(f"{given[0]}: there is no such verb. {did_you_mean(given[0], VERBS)} Keys are given as key=value.")
+            verbs = did_you_mean(given[0], VERBS, shown=len(VERBS))
+            raise SdbatchError(f"{given[0]}: there is no such verb. {verbs} Keys are given as key=value.")
         module = import_module(f"sdbatch.verbs.{verb}")
+        if verb not in COMPOSING and {"-h", "--help"}.intersection(rest):
+            from sdbatch.verbs.words import to_help
+
+            sys.stdout.write(to_help(module))
+            return 0
         return int(module.main(rest))
     except SdbatchError as error:
         from sdbatch.tracking.target import redact

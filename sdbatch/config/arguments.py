@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
@@ -31,15 +32,20 @@ class Arguments:
     package: str | None
 
     @property
+    def only_asks(self) -> bool:
+        """Whether nothing is to be planned: help, the configuration or completions are to be shown."""
+        return self.help or self.show is not None or self.info is not None or self.completion
+
+    @property
     def mode(self) -> RunMode:
         """Whether commas and ranges sweep."""
         return RunMode.MULTIRUN if self.multirun else RunMode.RUN
 
 
 def read_arguments(given: Sequence[str]) -> Arguments:
-    """Parse. Raises ConfigError for a word that is no key=value."""
+    """Parse. Raises ConfigError for an option that is unknown, and for a word that is no key=value."""
     parser = get_args_parser()
-    parser.prog = "sdbatch"
+    parser.error = _refuse
     # Intermixed: `-m` may stand anywhere, also before the last key.
     found = parser.parse_intermixed_args(list(given))
     overrides = list[str](found.overrides)
@@ -59,3 +65,7 @@ def read_arguments(given: Sequence[str]) -> Arguments:
         resolve=found.resolve,
         package=found.package,
     )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}. `sdbatch --help` tells what there is.")

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from sdbatch.errors import ConfigError, FolderError
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
+
+OPTIONS = {"mb": Option("256", "the most megabytes of a block of images")}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compact. Safe to kill and to repeat. Returns the exit code."""
-    words = read_words("compact", arguments, ("OUT",), {"mb": "256"})
+    words = read_words("compact", arguments, ("OUT",), OPTIONS)
     if not words["mb"].isdigit() or not int(words["mb"]):
         raise ConfigError(f"mb={words['mb']}: give the most megabytes of a block of images, such as mb=256.")
     from sdbatch.results.compact import compact

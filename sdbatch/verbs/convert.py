@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdbatch.cell import WeightFile
@@ -11,11 +11,19 @@ from sdbatch.errors import ConfigError, WeightFileError, did_you_mean
 from sdbatch.plan.files import FileBook, find_config
 from sdbatch.verbs.merge import read_dtype
 from sdbatch.verbs.progress import Progress, ended_by_signals
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import MODELS, Option, model_folders, read_words
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.kinds import GROUPS
 
-OPTIONS = {"out": "", "dtype": "", "ema": "false", "prune": "false", "vae": "", "config": "", "paths": "models"}
+OPTIONS = {
+    "out": Option("", "NEW.safetensors for a single file, or the name of a new diffusers folder"),
+    "dtype": Option("", "float32, float16 or bfloat16; unset: as it is"),
+    "ema": Option("false", "take the averaged weights of a full checkpoint"),
+    "prune": Option("false", "leave out what no image needs: averaged weights, optimizer states"),
+    "vae": Option("", "bake this VAE in"),
+    "config": Option("", "folder of the weightless configs, or a shipped one's name; unset: the family's own"),
+    **MODELS,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(words["out"]).expanduser()
     if out.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         raise ConfigError(f"out={out}: pickle files are read but never written. Give NEW.safetensors, or a new folder.")
-    book = FileBook(Catalog([Path(root) for root in words["paths"].split(",")]))
+    book = FileBook(Catalog(model_folders(words)))
     file = _find(words["FILE"], book)
     vae = book.weight("vae", words["vae"]) if words["vae"] else None
     config = find_config(words["config"]) if words["config"] else None
-    flags = {key: _read_flag(words, key) for key in ("ema", "prune")}
+    flags = {key: words[key] == "true" for key in ("ema", "prune")}
     dtype = read_dtype(words["dtype"])
     from sdbatch.merge.convert import Change, convert  # torch
 
@@ -50,9 +58,3 @@ def _find(name: str, book: FileBook) -> WeightFile:
             continue
     options = [option for group in GROUPS for option in book.catalog.options(group)]
     raise WeightFileError(f"{name}: there is no such weight file. {did_you_mean(name, options)} Or give a path.")
-
-
-def _read_flag(words: Mapping[str, str], key: str) -> bool:
-    if words[key] not in ("true", "false"):
-        raise ConfigError(f"{key}={words[key]}: choose true or false.")
-    return words[key] == "true"

@@ -1,4 +1,4 @@
-"""`sdbatch doctor [FOLDER] [json=true] [KEY=VALUE ...]`: whether this machine and a folder can hold a sweep.
+"""`sdbatch doctor [FOLDER] [--json] [KEY=VALUE ...]`: whether this machine and a folder can hold a sweep.
 
 FOLDER is where sweeps are written (unset: `out` or `paths.outputs` of the configuration); keys are those of a run, such
 as `hydra/launcher=slurm`, `tracking.uri=...` or `paths.models=...`. Nothing is left behind.
@@ -15,6 +15,8 @@ from sdbatch.doctor.finding import Finding, Level, Site, as_json, as_text, count
 from sdbatch.errors import SdbatchError
 from sdbatch.tracking.target import redact
 
+JSON = {"--json", "json=true"}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Examine and print. Returns 0 when there is no fault (warnings do not count), 1 otherwise."""
@@ -22,8 +24,8 @@ def main(arguments: Sequence[str]) -> int:
 
     given = list(arguments)
     folder = Path(given.pop(0)).expanduser() if given and "=" not in given[0] and not given[0].startswith("-") else None
-    as_lines = as_json if "json=true" in given else as_text
-    site, conf = _compose(folder, [word for word in given if word not in ("json=true", "json=false")])
+    as_lines = as_json if JSON.intersection(given) else as_text
+    site, conf = _compose(folder, [word for word in given if word not in JSON])
     findings = [conf, *examine(site)]
     sys.stdout.write(as_lines(site, findings))
     return 1 if count(findings, Level.fault) else 0

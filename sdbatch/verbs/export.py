@@ -8,12 +8,17 @@ from pathlib import Path
 
 from sdbatch.errors import ConfigError
 from sdbatch.results.folder import SweepFolder
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
+
+OPTIONS = {
+    "format": Option("parquet", "parquet or webdataset"),
+    "to": Option("", "folder to write; unset: OUT/export"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Export. Returns the exit code."""
-    words = read_words("export", arguments, ("OUT",), {"format": "parquet", "to": ""})
+    words = read_words("export", arguments, ("OUT",), OPTIONS)
     place = export_folder(SweepFolder(words["OUT"]), words["format"], Path(words["to"]) if words["to"] else None)
     sys.stdout.write(f"{place}/\n")
     return 0

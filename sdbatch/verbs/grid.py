@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbatch.results.folder import SweepFolder
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
 
 if TYPE_CHECKING:
     from sdbatch.grid.save import Wish
 
-OPTIONS = {"x": "", "y": "", "z": "", "from": "latest", "uri": "", "experiment": "sdbatch", "to": "", "title": ""}
+OPTIONS = {
+    "x": Option("", "parameter of the columns, such as lora.style_a.weight; none: no columns; unset: one that differs"),
+    "y": Option("", "parameter of the rows"),
+    "z": Option("", "parameter of the sections"),
+    "from": Option("latest", "latest, a sweep's name or folder, or an MLflow filter such as \"params.sampler = 'ddim'\""),
+    "uri": Option("", "MLflow tracking URI; unset: MLFLOW_TRACKING_URI, else outputs/mlflow.db"),
+    "experiment": Option("sdbatch", "the experiment's name"),
+    "to": Option("", "folder to write grid.png and grid.html to; unset: the sweep's own"),
+    "title": Option("", "what stands above it; unset: the sweep's name"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:

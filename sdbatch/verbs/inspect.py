@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import SdbatchError
-from sdbatch.verbs.records import FORMS, spell_forms, write_records
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.records import FORMS, write_records
+from sdbatch.verbs.words import Option, read_names
 
-OPTIONS = {**FORMS, "hash": "true"}
+OPTIONS = {**FORMS, "hash": Option("true", "SHA-256, AutoV2, AutoV3 and A1111's short hash, which read the whole file")}
 HIDDEN = ("blocks", "metadata", "path", "name", "size")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Inspect. Returns 0, or 1 when a file cannot be read."""
-    given = spell_forms(arguments)
-    files = [word for word in given if ("=" not in word and not word.startswith("-")) or Path(word).exists()]
-    words = read_words("inspect FILE...", [word for word in given if word not in files], () if files else ("FILE...",), OPTIONS)
+    files, words = read_names("inspect", arguments, ("FILE...",), OPTIONS)
     from sdbatch.weights.hashes import Hasher
     from sdbatch.weights.index import Index
     from sdbatch.weights.inspection import inspect_file

@@ -1,4 +1,8 @@
-"""`sdbatch merge A B [C] out=NEW.safetensors`: a checkpoint of several, LoRAs baked in, or a LoRA of several LoRAs."""
+"""`sdbatch merge A B [C] out=NEW.safetensors`: a checkpoint of several, LoRAs baked in, or a LoRA of several LoRAs.
+
+sdbatch merge A loras=NAME:STRENGTH,NAME out=...      bakes LoRAs in
+sdbatch merge loras=NAME,NAME out=...                 makes one LoRA of them
+"""
 
 from __future__ import annotations
 
@@ -12,40 +16,32 @@ from sdbatch.merge.blocks import read_blocks
 from sdbatch.merge.table import METHODS, find_fault
 from sdbatch.plan.files import FileBook
 from sdbatch.verbs.progress import Progress, ended_by_signals
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import MODELS, Option, model_folders, read_names
 from sdbatch.weights.catalog import Catalog
 
 OPTIONS = {
-    "out": "",
-    "method": "weighted_sum",
-    "ratio": "0.5",
-    "blocks": "",
-    "density": "0.5",
-    "seed": "0",
-    "loras": "",
-    "rank": "",
-    "dtype": "",
-    "paths": "models",
+    "out": Option("", "the new file, NEW.safetensors"),
+    "method": Option("weighted_sum", "; ".join(f"{name}: {facts.formula}" for name, facts in METHODS.items())),
+    "ratio": Option("0.5", "0 is A, 1 is B; of add_difference: the multiplier"),
+    "blocks": Option("", "a ratio for each block: a preset such as GRAD_V, or a list of 25 numbers (SDXL: 19)"),
+    "density": Option("0.5", "share of the changes that ties and dare keep"),
+    "seed": Option("0", "of what dare drops"),
+    "loras": Option("", "NAME, NAME:STRENGTH or NAME:STRENGTH:TEXT_ENCODER_STRENGTH, separated by commas"),
+    "rank": Option("", "of one LoRA made of several; unset: the sum of theirs, which loses nothing"),
+    "dtype": Option("", "float32, float16 or bfloat16; unset: as A is"),
+    **MODELS,
 }
-ABOUT = f"""
-sdbatch merge A B [C] out=NEW.safetensors; sdbatch merge A loras=NAME out=...; sdbatch merge loras=NAME,NAME out=...
-Methods: {"; ".join(f"{name}: {facts.formula}" for name, facts in METHODS.items())}.
-blocks=GRAD_V, or a list of 25 numbers (SDXL: 19); loras=style_a:0.8,style_b bakes LoRAs in, or without A makes one LoRA of them."""
+MOST_CHECKPOINTS = 3
 
 
 def main(arguments: Sequence[str]) -> int:
     """Merge. Returns the exit code."""
-    names = [word for word in arguments if "=" not in word and not word.startswith("-")]
-    places = ("A", "B", "C")[: max(len(names), 1)]
-    if not names and any(word.startswith("loras=") for word in arguments):
-        places = ()
-    try:
-        words = read_words("merge", arguments, places, OPTIONS)
-    except ConfigError as error:
-        raise ConfigError(f"{error}{ABOUT}") from None
+    names, words = read_names("merge", arguments, ("[A]", "[B]", "[C]"), OPTIONS)
+    if len(names) > MOST_CHECKPOINTS or not (names or words["loras"]):
+        raise ConfigError(f"{len(names)} checkpoints: give two or three to merge, or loras=. More: sdbatch merge --help.")
     out = read_out(words["out"])
-    book = FileBook(Catalog([Path(root) for root in words["paths"].split(",")]))
-    checkpoints = [book.weight("checkpoint", words[place]) for place in places]
+    book = FileBook(Catalog(model_folders(words)))
+    checkpoints = [book.weight("checkpoint", name) for name in names]
     loras = tuple(_read_lora(text, book) for text in words["loras"].split(",") if text)
     read_dtype(words["dtype"])
     progress = Progress(f"merging into {out.name}")

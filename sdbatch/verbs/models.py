@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import ConfigError, did_you_mean
-from sdbatch.verbs.records import FORMS, spell_forms, write_records
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.records import FORMS, write_records
+from sdbatch.verbs.words import MODELS, model_folders, read_names
+
+OPTIONS = {**FORMS, **MODELS}
 
 
 def main(arguments: Sequence[str]) -> int:
     """List. Returns the exit code."""
-    given = spell_forms(arguments)
-    groups = [word for word in given if "=" not in word and not word.startswith("-")]
-    words = read_words("models [GROUP...]", [word for word in given if word not in groups], (), {"paths": "models", **FORMS})
+    groups, words = read_names("models", arguments, ("[GROUP...]",), OPTIONS)
     from sdbatch.weights.catalog import Catalog
     from sdbatch.weights.index import Index
     from sdbatch.weights.inspection import summarize
@@ -24,12 +23,12 @@ def main(arguments: Sequence[str]) -> int:
     for group in groups:
         if group not in GROUPS:
             raise ConfigError(f"{group}: no group of weight files. {did_you_mean(group, GROUPS)}")
-    catalog = Catalog([Path(root) for root in words["paths"].split(",")])
+    catalog = Catalog(model_folders(words))
     records: list[dict[str, Any]] = []
     for item in Index().list_catalog(catalog, groups or None):
         known = summarize(item.identity) if item.identity else {"path": str(item.path), "group": item.group}
         records.append({"option": f"{item.group}={item.name}", "fault": item.fault, **known})
-    write_records(records, words, lambda found: to_text(found) or f"No weight files in {words['paths']}. {PUT_THEM}\n")
+    write_records(records, words, lambda found: to_text(found) or f"No weight files in {words['paths.models']}. {PUT_THEM}\n")
     return 0
 
 

@@ -9,13 +9,18 @@ from sdbatch.config.arguments import read_arguments
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Plan and print. Returns the exit code."""
+    """Plan and print, or show what was asked about the configuration. Returns the exit code."""
+    asked = read_arguments(arguments)
+    if asked.only_asks:
+        from sdbatch.verbs.show import show
+
+        return show(asked)
     from sdbatch.plan.estimate import estimate, images
     from sdbatch.results.folder import SweepFolder
     from sdbatch.results.reader import read_index
     from sdbatch.run.prepare import prepare
 
-    job = prepare(read_arguments(arguments))
+    job = prepare(asked)
     folder = SweepFolder(job.out)
     made = len(job.plan.adopt(read_index(folder).done).made) if folder.is_sweep else 0
     told = estimate(job.plan)

@@ -1,4 +1,9 @@
-"""`sdbatch pull MODEL|GROUP=NAME ...`: fetch what a configuration needs from the Hugging Face Hub, ahead of a run."""
+"""`sdbatch pull MODEL|GROUP=NAME|KEY=VALUE ...`: fetch what a configuration needs from the Hugging Face Hub, ahead of a run.
+
+sdbatch pull dreamshaper sdxl_base                        the files of two models
+sdbatch pull vae=sdxl_vae 'embedding=[EasyNegative]'      of any group
+sdbatch pull checkpoint.repo=stabilityai/sdxl-turbo       a repository, into the Hub's cache
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,11 @@ from typing import Any
 
 from sdbatch.errors import ConfigError, SdbatchError
 
-USAGE = """\
-Usage: sdbatch pull MODEL|GROUP=NAME|KEY=VALUE ...
-  sdbatch pull dreamshaper sdxl_base                        the files of two models
-  sdbatch pull vae=sdxl_vae 'embedding=[EasyNegative]'      of any group
-  sdbatch pull checkpoint.repo=stabilityai/sdxl-turbo       a repository, into the Hub's cache"""
-
 
 def main(arguments: Sequence[str]) -> int:
     """Fetch. Returns 0 when all that was asked for is there, 1 otherwise."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        raise ConfigError(USAGE)
+    if not arguments:
+        raise ConfigError("give what to fetch: sdbatch pull MODEL|GROUP=NAME|KEY=VALUE ...")
     from sdbatch.config.compose import Composer
     from sdbatch.plan.pin import file_nodes
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FORMS = {"json": "false", "parquet": ""}
-"""Words that choose the form: `json=true` (or `--json`), `parquet=FILE`."""
+from sdbatch.verbs.words import Option
 
-
-def spell_forms(words: Iterable[str]) -> list[str]:
-    """The words with `--json` as people also write it."""
-    return ["json=true" if word == "--json" else word for word in words]
+FORMS = {
+    "json": Option("false", "a line of JSON for each"),
+    "parquet": Option("", "write a table to this file"),
+}
+"""Options that choose the form."""
 
 
 def write_records(records: list[dict[str, Any]], words: dict[str, str], to_text: Callable[[list[dict[str, Any]]], str]) -> None:

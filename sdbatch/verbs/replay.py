@@ -10,17 +10,23 @@ from pathlib import Path
 
 from sdbatch.cell import Cell
 from sdbatch.errors import ConfigError
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import MODELS, Option, model_folders, read_words
+
+OPTIONS = {
+    "to": Option("", "where to write it; unset: IMAGE.replay.png beside it"),
+    "device": Option("", "cpu, cuda or cuda:N; unset: the GPU, or the CPU where there is none"),
+    **MODELS,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Replay. Returns 0 when the same bytes came out, 1 when not."""
-    words = read_words("replay", arguments, ("IMAGE",), {"to": "", "models": "models", "device": ""})
+    words = read_words("replay", arguments, ("IMAGE",), OPTIONS)
     from sdbatch.results.png import png_of
     from sdbatch.run.replay import make_again
 
     image = Path(words["IMAGE"])
-    cell = read_recorded(image, words["models"].split(","))
+    cell = read_recorded(image, model_folders(words))
     picture = make_again(image, cell, words["device"] or None)
     data = png_of(cell, picture.pixels, picture.facts.get("autov3"))
     to = Path(words["to"]) if words["to"] else image.with_name(f"{image.stem}.replay.png")
@@ -34,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if same else 1
 
 
-def read_recorded(image: Path, models: Sequence[str]) -> Cell:
+def read_recorded(image: Path, models: Sequence[Path]) -> Cell:
     """The cell of a PNG, its files found again by name and checked by content. Raises SdbatchError."""
     from sdbatch.config.schema import identity_defaults
     from sdbatch.errors import WeightFileError
@@ -46,7 +52,7 @@ def read_recorded(image: Path, models: Sequence[str]) -> Cell:
 
     facts = read_cell(image)
     config = json.loads(facts["config"])
-    book = FileBook(Catalog([Path(root) for root in models]))
+    book = FileBook(Catalog(models))
     digests = file_digests(config, book)
     found = image_id(config, identity_defaults(), digests)
     cell = cell_of(config, recipe_of(config, book), book, facts["image_id"])

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
 
+OPTIONS = {"uri": Option("", "MLflow tracking URI; unset: the one the sweep was planned with")}
 PREFIXES = ("hydra/launcher=", "hydra.launcher.")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Resume. Returns the exit code."""
     overrides = [word for word in arguments if word.startswith(PREFIXES)]
-    words = read_words("resume", [word for word in arguments if word not in overrides], ("OUT",), {"uri": ""})
+    words = read_words("resume", [word for word in arguments if word not in overrides], ("OUT",), OPTIONS)
     from sdbatch.run.launch import resume
     from sdbatch.verbs.report import report
 

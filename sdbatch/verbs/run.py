@@ -11,7 +11,7 @@ from sdbatch.config.arguments import read_arguments
 def main(arguments: Sequence[str]) -> int:
     """Run, or show what was asked about the configuration. Returns the exit code."""
     asked = read_arguments(arguments)
-    if asked.help or asked.show or asked.info or asked.completion:
+    if asked.only_asks:
         from sdbatch.verbs.show import show
 
         return show(asked)

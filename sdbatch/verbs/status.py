@@ -10,12 +10,17 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from sdbatch.errors import FolderError, harmless
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
 
 if TYPE_CHECKING:
     from sdbatch.results.folder import SweepFolder
     from sdbatch.run.progress import Progress
 
+OPTIONS = {
+    "watch": Option("false", "look again every two seconds until it is over"),
+    "json": Option("false", "one line of JSON for scripts"),
+    "full": Option("false", "also look at every image, and at every byte of the rows"),
+}
 SHOWN_FAILURES = 20
 SHOWN_LINES = 12
 """Of workers, and of recipes."""
@@ -26,7 +31,7 @@ WATCH_SHARE = 20
 
 def main(arguments: Sequence[str]) -> int:
     """Print the state. Returns 0 when all is made, 1 when something failed or is left."""
-    words = read_words("status", arguments, ("OUT",), {"watch": "false", "json": "false", "full": "false"})
+    words = read_words("status", arguments, ("OUT",), OPTIONS)
     from sdbatch.results.folder import SweepFolder
     from sdbatch.run.progress import measure
 

@@ -7,12 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
+
+OPTIONS = {
+    "uri": Option("", "MLflow tracking URI; unset: MLFLOW_TRACKING_URI, else mlflow.db beside OUT"),
+    "experiment": Option("sdbatch", "the experiment's name"),
+    "running": Option("false", "the sweep goes on, so its run stays open"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Project. Returns 0 when all is sent, 1 when the rest waits for the next call."""
-    words = read_words("track", arguments, ("OUT",), {"uri": "", "experiment": "sdbatch", "running": "false"})
+    words = read_words("track", arguments, ("OUT",), OPTIONS)
     from sdbatch.tracking.project import project
     from sdbatch.tracking.target import Target, default_uri
 

@@ -6,12 +6,17 @@ import sys
 from collections.abc import Sequence
 
 from sdbatch.errors import FolderError
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
+
+OPTIONS = {
+    "full": Option("false", "read every image and compare its SHA-256; else look at its presence and size"),
+    "repair": Option("false", "take back what does not hold, and remove what dead workers left"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Verify, and with `repair=true` take back what does not hold. Returns 0 when all is sound, 1 otherwise."""
-    words = read_words("verify", arguments, ("OUT",), {"full": "false", "repair": "false"})
+    words = read_words("verify", arguments, ("OUT",), OPTIONS)
     from sdbatch.results.folder import SweepFolder
     from sdbatch.results.verify import repair, verify
     from sdbatch.run.roster import alone

@@ -21,11 +21,17 @@ from sdbatch.run.device import Place
 from sdbatch.run.message import Reporter
 from sdbatch.run.stop import Stop
 from sdbatch.run.worker import Worker
-from sdbatch.verbs.words import read_words
+from sdbatch.verbs.words import Option, read_words
 
 ORPHAN_GRACE_S = 15.0
 """A worker whose starter is gone commits what it has and ends; after this long it is ended."""
-OPTIONS = {"index": "", "workers": "", "devices": "", "threads": "", "device": ""}
+OPTIONS = {
+    "index": Option("", "which of the workers this is, from 0; unset: as the engine says"),
+    "workers": Option("", "how many there are; unset: as the engine says"),
+    "devices": Option("", "such as cuda:0,cuda:1; unset: every device that is here"),
+    "threads": Option("", "CPU threads of a device; unset: all cores shared evenly"),
+    "device": Option("", "internal: the one device of a supervised process"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:

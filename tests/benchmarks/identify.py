@@ -120,7 +120,7 @@ def measure_folder(folder: Path, count: int) -> None:
         found = sum(1 for item in Index(folder / "cache").list_catalog(Catalog([folder]), ["lora"]) if item.identity)
         cost = f"{cpu_s() - start:.2f} s of CPU, {time.monotonic() - wall:.2f} s"
         print(f"{found} files {what}, at most {processes} processes on {len(os.sched_getaffinity(0))} cores: {cost}")
-    command = [sys.executable, "-m", "sdbatch", "models", "lora", f"paths={folder}", "json=true"]
+    command = [sys.executable, "-m", "sdbatch", "models", "lora", f"paths.models={folder}", "json=true"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "xdg")}
     for what in ("cold", "warm"):
         start = time.monotonic()

@@ -136,4 +136,4 @@ def test_every_value_of_a_choice_is_fetched(workspace: Path, hub: Hub, asking: A
     assert done.returncode == 1
     assert "mine is here" in done.stdout
     assert "civitai" in done.stderr
-    assert "Usage: sdbatch pull" in asking("pull").stderr
+    assert "sdbatch pull MODEL|GROUP=NAME" in asking("pull").stderr

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib import import_module
 from pathlib import Path
 
+import pytest
+
+from sdbatch.cli import COMPOSING, VERBS, main
+from sdbatch.errors import ConfigError
+from sdbatch.verbs.words import Option, Options, read_names, read_words
 from tests.conftest import BASE, Sdbatch
 
 
@@ -57,6 +64,39 @@ def test_wrong_words_are_answered_with_the_nearest(sdbatch: Sdbatch) -> None:
     nowhere = sdbatch("status", "outputs/none")
     assert nowhere.returncode == 2
     assert "no sweep here" in nowhere.stderr
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in COMPOSING])
+def test_every_verb_tells_what_it_does_and_each_of_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"sdbatch {verb}")
+    assert not told.err
+    options: Options = getattr(import_module(f"sdbatch.verbs.{verb}"), "OPTIONS", {})
+    assert all(key in told.out and option.about in told.out for key, option in options.items())
+
+
+def test_a_flag_is_true_or_false_and_an_unknown_word_is_no_name(workspace: Path) -> None:
+    assert read_names("v", ["a", "--full", "b"], ("NAME...",), {"full": Option("false", "")}) == (["a", "b"], {"full": "true"})
+    (workspace / "out=1").touch()
+    assert read_words("v", ["out=1"], ("OUT",), {"full": Option("false", "")}) == {"OUT": "out=1", "full": "false"}
+    for words, said in (
+        (["full=yes", "x"], "full=yes: choose true or false"),
+        (["ful=true", "x"], "no such option of v. Did you mean full?"),
+        (["x", "--fulll"], "--fulll: no such option of v. Did you mean full? Usage: sdbatch v OUT [--full]"),
+        (["x", "y"], "y: not understood"),
+        ([], "OUT is missing"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            read_words("v", words, ("OUT",), {"full": Option("false", "")})
+
+
+@pytest.mark.usefixtures("workspace")
+def test_plan_has_the_help_of_a_run_and_unknown_options_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--help", "output"]) == 0
+    assert "webdataset" in capsys.readouterr().out
+    assert main(["plan", "--fooo"]) == 2
+    assert "sdbatch --help" in capsys.readouterr().err
 
 
 def test_completion_offers_options_and_dropped_files(workspace: Path, sdbatch: Sdbatch) -> None:
