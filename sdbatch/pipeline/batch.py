@@ -1,28 +1,31 @@
-"""A batch on its way through the engine: jobs to denoise, groups to decode, pictures in the cells' order."""
+"""A batch on its way through the engine: jobs to denoise, groups whose pixels are on their way, pictures in the cells' order."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
 import diffusers
-import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 import sdbatch
 from sdbatch.cell import Cell, Picture
 from sdbatch.pipeline.decode import find_fault
+from sdbatch.pipeline.device import Decoded, seconds
+from sdbatch.pipeline.engine import OutOfMemory
 from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.picture import put_back
 from sdbatch.pipeline.samplers import Schedule
 from sdbatch.pipeline.start import Start
 from sdbatch.pipeline.text import Embedding
 from sdbatch.pipeline.upscale import Upscaler
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -46,29 +49,42 @@ class Job:
         self.negative += other.negative
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What some images took together, from one point in time of the device to another (`Device.now`)."""
+
+    begun: Any
+    done: Any
+    images: int
+
+    def each_s(self) -> float:
+        """Of one image."""
+        return seconds(self.begun, self.done) / self.images
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """A denoised job."""
+    """A denoised job; its decoding is told to the device, and done when its pixels have been waited for."""
 
     slots: list[int]
     cells: list[Cell]
-    vae: nn.Module
     latents: Tensor
+    decoded: Decoded
+    encoding: Span
+    denoising: Span
     facts: dict[str, Any]
-    upscaler: Upscaler | None = None
-    """What enlarges the pictures; the model may hold another one by then, as with the VAE."""
-    ready: Any = None
-    """CUDA event after the denoising."""
-    pixels: npt.NDArray[np.uint8] | None = None
-    finite: list[bool] = field(default_factory=list[bool])
+    upscaler: Upscaler | None
+    """What enlarges the pictures; the model may hold another one by then."""
+
+    def facts_each(self) -> dict[str, Any]:
+        """What is recorded of each picture."""
+        decoding = Span(self.decoded.begun, self.decoded.done, len(self.cells))
+        spans = {"encode_s": self.encoding, "denoise_s": self.denoising, "decode_s": decoding}
+        return self.facts | {name: span.each_s() for name, span in spans.items()}
 
 
 class Finisher(Protocol):
     """What brings denoised groups to an end (`DiffusersEngine`)."""
-
-    def decode_group(self, group: Group) -> None:
-        """Bring a group's pixels to the CPU."""
-        ...
 
     def enlarge(self, picture: Picture, upscaler: Upscaler | None) -> Picture:
         """The picture at its final size."""
@@ -88,41 +104,47 @@ class DiffusersBatch:
     groups: list[Group]
 
     def finish(self) -> list[Picture]:
-        """Decode what is not decoded yet, try what failed once more in float32, and hand over in the cells' order."""
-        for group in self.groups:
-            self.engine.decode_group(group)
+        """Wait for the pixels, try what failed once more in float32, and hand over in the cells' order."""
         pictures = collect(self.groups, self.size, self.engine.enlarge)
         failed = [slot for slot, picture in enumerate(pictures) if picture.fault]
-        if failed and (again := self.engine.remake([pictures[slot].cell for slot in failed])) is not None:
+        if failed and (again := self._remake([pictures[slot].cell for slot in failed])) is not None:
             for slot, picture in zip(failed, again, strict=True):
                 pictures[slot] = picture
         return pictures
+
+    def _remake(self, cells: Sequence[Cell]) -> list[Picture] | None:
+        try:
+            return self.engine.remake(cells)
+        except OutOfMemory as error:
+            log.warning("%d pictures are at fault and are not tried again in float32: %s", len(cells), error)
+            return None
 
 
 def collect(groups: Sequence[Group], size: int, enlarge: Callable[[Picture, Upscaler | None], Picture]) -> list[Picture]:
     """The finished pictures of decoded groups, in the order of the batch's cells."""
     pictures: dict[int, Picture] = {}
     for group in groups:
-        assert group.pixels is not None
-        shares = {name: group.facts[name] / len(group.cells) for name in ("encode_s", "denoise_s", "decode_s")}
+        images, finite = group.decoded.wait()
+        facts = group.facts_each()
         for row, (slot, cell) in enumerate(zip(group.slots, group.cells, strict=True)):
-            pixels, fault = group.pixels[row], find_fault(group.pixels[row], group.finite[row])
+            pixels, fault = images[row], find_fault(images[row], finite[row])
             if cell.source is not None and fault is None:
                 pixels = put_back(pixels, cell.source)
-            pictures[slot] = enlarge(Picture(cell, pixels, fault, {**group.facts, **shares, "batch_slot": row}), group.upscaler)
+            pictures[slot] = enlarge(Picture(cell, pixels, fault, {**facts, "batch_slot": row}), group.upscaler)
     return [pictures[slot] for slot in range(size)]
 
 
 def facts_of(model: Model, batch_size: int) -> dict[str, Any]:
     """How a batch is made, as rows record it, but for the times."""
+    device, versions = model.device.facts()
     return {
         "batch_size": batch_size,
-        "device": "cpu" if model.device.type == "cpu" else torch.cuda.get_device_name(model.device),
+        "device": device,
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "retried_fp32": False,
         "applied_keys": {lora.name: (lora.applied_keys, lora.total_keys) for lora in model.loras},
-        "versions": _versions(),
+        "versions": _versions() | versions,
     }
 
 

@@ -12,22 +12,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-_PIXELS_AT_ONCE = {"cpu": 4 * 128 * 128, "cuda": 8 * 512 * 512}
-"""Larger batches are decoded in parts: on the CPU so that activations stay near its caches (16 pictures of 128 pixels
-take 1.3 times as long at once as by fours), on a GPU so that they fit (some 10 kB per pixel in float32)."""
 _FLAT_STD = 1.0
 """A picture whose every channel varies less than this, of 255, is of one colour."""
 
 
-def decode(vae: nn.Module, latents_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixels [B, H, W, 3] as uint8, and [B] whether each picture is finite; both on the latents' device."""
+def decode(vae: nn.Module, latents_BCHW: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+    """The pixels [B, H, W, 3] as uint8, and [B] whether each picture is finite; both on the latents' device.
+
+    Args:
+        vae: Decodes.
+        latents_BCHW: As denoised.
+        at_once: How many pictures to decode at once.
+    """
     config: Any = vae.config
     dtype = next(vae.parameters()).dtype
     scaled = (latents_BCHW / config.scaling_factor).to(dtype)
     if getattr(config, "shift_factor", None):
         scaled = scaled + config.shift_factor
-    pixels_per_image = latents_BCHW.shape[2] * latents_BCHW.shape[3] * vae_scale(vae) ** 2
-    parts = [_decode_part(vae, part) for part in scaled.split(max(1, _PIXELS_AT_ONCE[scaled.device.type] // pixels_per_image))]
+    parts = [_decode_part(vae, part) for part in scaled.split(at_once)]
     return torch.cat([pixels for pixels, _ in parts]), torch.cat([finite for _, finite in parts])
 
 

@@ -17,34 +17,18 @@ from sdbatch.adapters.ip_adapter import IpAdapterStack
 from sdbatch.adapters.lora import Lora, load_lora
 from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import Recipe
-from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.families import Encoder, Family, find_family
 from sdbatch.pipeline.assemble import load_component, load_tokenizer, open_checkpoint, read_scheduler_config
 from sdbatch.pipeline.clip import ClipEncoder
 from sdbatch.pipeline.configs import Configs
+from sdbatch.pipeline.device import Device
 from sdbatch.pipeline.image_prompt import IpAdapters
 from sdbatch.pipeline.t5 import T5Encoder
 from sdbatch.pipeline.text import PromptEncoder
 from sdbatch.pipeline.upscale import Upscaler, load_upscaler
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _T5_TOKENS, _T5_TOKENS_SCHNELL = 512, 256
 """How long a prompt FLUX was trained with; schnell is the one without guidance."""
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a recipe on a device: `auto` is float32 on the CPU, else bfloat16, or float16 where that is missing.
-
-    Raises:
-        ConfigError: no such dtype.
-    """
-    if name == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if name not in _DTYPES:
-        raise ConfigError(f"dtype: there is no {name!r}. {did_you_mean(name, ('auto', *_DTYPES))}")
-    return _DTYPES[name]
 
 
 def component_dtype(name: str, cls: str, dtype: torch.dtype) -> torch.dtype:
@@ -57,7 +41,7 @@ def component_dtype(name: str, cls: str, dtype: torch.dtype) -> torch.dtype:
 class Model:
     """What is loaded now. `prepare` brings it to a recipe; a failed `prepare` leaves nothing loaded."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: Device) -> None:
         self.device = device
         self.recipe: Recipe | None = None
         self.dtype = torch.float32
@@ -124,13 +108,15 @@ class Model:
         """Load what differs from the recipe that is loaded, keep the rest."""
         if recipe == self.recipe:
             return
+        self.device.settle()  # nothing is let go that is still in use
         self.recipe = None
         try:
             self._load(recipe)
             self._load_controlnets(recipe)
-            self._ip_adapters.load(recipe, self.denoiser, self.dtype, self._place)
+            self._ip_adapters.load(recipe, self.denoiser, self.dtype, self.device.place)
             self._load_upscaler(recipe)
             self._attach_adapters(recipe)
+            self.device.settle()  # every stream finds the weights in their places
         except BaseException:
             self.close()
             raise
@@ -158,6 +144,7 @@ class Model:
             self._convert(dtypes, before)
 
     def _convert(self, dtypes: dict[str, torch.dtype], dtype: torch.dtype) -> None:
+        self.device.settle()
         self.dtype = dtype
         for name, module in self._modules():
             nn.Module.to(module, dtypes[name])  # diffusers' own `to` warns of what is meant here
@@ -180,14 +167,14 @@ class Model:
         encoders = [encoder for encoder in family.encoders if encoder.component in {part.name for part in parts}]
         for slot in self._slots.keys() - {part.name for part in parts} - {encoder.tokenizer for encoder in encoders}:
             self._empty(slot)
-        self.dtype = resolve_dtype(recipe.dtype, self.device)
+        self.dtype = self.device.dtype(recipe.dtype)
         where = (recipe.family, *map(str, configs.folders))
         for part in parts:
             dtype = component_dtype(part.name, part.cls, self.dtype)
             other = recipe.part(part.name)
             key = (other.sha256 if other else ("baked", checkpoint.key(part)), where, dtype)
             if self._lacks(part.name, key):
-                self._slots[part.name] = (key, self._place(load_component(part, recipe, checkpoint, configs, dtype)))
+                self._slots[part.name] = (key, self.device.place(load_component(part, recipe, checkpoint, configs, dtype)))
         for encoder in encoders:
             key = (where, recipe.text_encoder_2) if encoder.kind == "t5" else where
             if self._lacks(encoder.tokenizer, key):
@@ -209,24 +196,19 @@ class Model:
                 self._detach_adapters()
             del self._slots[slot]
 
-    def _place(self, module: nn.Module) -> nn.Module:
-        if self.device.type == "cpu":
-            return module
-        return module.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
     def _load_controlnets(self, recipe: Recipe) -> None:
         config: Any = self.denoiser.config
         loaded = dict(self._controlnets)
         self._controlnets = []
         for file in recipe.controlnets:
             key = (file.sha256, recipe.config, self.dtype)
-            net = loaded.get(key) or self._place(load_controlnet(file, Path(recipe.config), config, self.dtype))
+            net = loaded.get(key) or self.device.place(load_controlnet(file, Path(recipe.config), config, self.dtype))
             self._controlnets.append((key, net))
 
     def _load_upscaler(self, recipe: Recipe) -> None:
         key = recipe.upscaler and (recipe.upscaler.sha256, self.dtype)
         if key != self._upscaler_key:
-            self.upscaler = load_upscaler(recipe.upscaler, self.dtype, self.device) if recipe.upscaler else None
+            self.upscaler = load_upscaler(recipe.upscaler, self.dtype, self.device.torch) if recipe.upscaler else None
             self._upscaler_key = key
 
     def _attach_adapters(self, recipe: Recipe) -> None:
