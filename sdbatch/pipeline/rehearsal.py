@@ -2,7 +2,8 @@
 
 To try a job, a cluster or a crash at full size in seconds. A picture depends on the cell's `image_id` and size alone.
 A prompt may hold a drill, to see what a fault does to a sweep: `drill:crash`, `drill:hang`, `drill:fail`, `drill:oom`
-(more than one cell does not fit), `drill:nan`, `drill:slow` (a tenth of a second a step).
+(more than one cell does not fit), `drill:decode` (the same, found when decoding), `drill:sticky` (a CUDA error after which
+nothing works in this process), `drill:nan`, `drill:flat`, `drill:slow` (a tenth of a second a step).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def drill_of(cell: Cell) -> str | None:
     return found[1] if found else None
 
 
-def _run_drills(cells: Sequence[Cell]) -> float:
+def _run_drills(cells: Sequence[Cell], broken: list[str]) -> float:
     """Do what the drills of a batch say; returns the pause per step in seconds."""
     drills = [drill_of(cell) for cell in cells]
     if "crash" in drills:
@@ -52,6 +53,10 @@ def _run_drills(cells: Sequence[Cell]) -> float:
         raise OutOfMemory(f"the drill says that {len(cells)} cells do not fit")
     while "hang" in drills:
         time.sleep(1.0)
+    if "sticky" in drills:
+        broken.append("an illegal memory access was encountered")
+    if broken:
+        raise RuntimeError(f"CUDA error: {broken[0]}")
     return 0.1 if "slow" in drills else 0.0
 
 
@@ -61,36 +66,34 @@ class RehearsalBatch:
 
     cells: tuple[Cell, ...]
     facts: dict[str, object]
-    fault_on: frozenset[str]
 
     def finish(self) -> list[Picture]:
         """The patterns, in the order of the cells."""
+        drills = [drill_of(cell) for cell in self.cells]
+        if "decode" in drills and len(drills) > 1:
+            raise OutOfMemory(f"the drill says that the decode of {len(drills)} cells does not fit")
         pictures: list[Picture] = []
-        for slot, cell in enumerate(self.cells):
-            fault = "nan" if drill_of(cell) == "nan" else "flat" if cell.image_id in self.fault_on else None
+        for slot, (cell, drill) in enumerate(zip(self.cells, drills, strict=True)):
+            fault = drill if drill in ("nan", "flat") else None
             pixels = draw_pattern(cell.image_id, cell.width, cell.height)
             pictures.append(Picture(cell, np.zeros_like(pixels) if fault else pixels, fault, {**self.facts, "batch_slot": slot}))
         return pictures
 
 
 class RehearsalEngine:
-    """An engine that draws test patterns, as fast as asked.
+    """An engine that draws test patterns, as fast as it goes.
 
     Args:
         device: Recorded in the facts, used for nothing.
         threads: Recorded in the facts, used for nothing.
-        images_per_s: How fast to pretend to be; 0 is as fast as it goes.
-        fault_on: Image ids to hand back as `flat`.
     """
 
-    def __init__(
-        self, device: str = "cpu", threads: int | None = None, *, images_per_s: float = 0.0, fault_on: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
         self.device = device
         self.threads = threads
-        self.images_per_s = images_per_s
-        self.fault_on = fault_on
         self.recipe: Recipe | None = None
+        self._broken: list[str] = []
+        """CUDA's error, once there was one."""
 
     def prepare(self, recipe: Recipe) -> None:
         """Remember the recipe; no file is opened."""
@@ -102,9 +105,9 @@ class RehearsalEngine:
         return 8
 
     def start(self, cells: Sequence[Cell], on_step: OnStep) -> RehearsalBatch:
-        """Count the steps, at the asked speed."""
+        """Count the steps."""
         steps = max(cell.steps for cell in cells)
-        pause_s = _run_drills(cells) or (len(cells) / self.images_per_s / steps if self.images_per_s else 0.0)
+        pause_s = _run_drills(cells, self._broken)
         for step in range(steps):
             if pause_s:
                 time.sleep(pause_s)
@@ -121,4 +124,4 @@ class RehearsalEngine:
             "applied_keys": {},
             "versions": {},
         }
-        return RehearsalBatch(tuple(cells), facts, self.fault_on)
+        return RehearsalBatch(tuple(cells), facts)

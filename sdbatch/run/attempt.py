@@ -1,4 +1,4 @@
-"""Denoising some cells, whatever it takes: halves where memory is short, alone where one fails, its reason where nothing helps."""
+"""Making some cells, whatever it takes: halves where memory is short, alone where one fails, its reason where nothing helps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import math
 from dataclasses import dataclass
 
 from sdbatch.cell import Cell
-from sdbatch.errors import CellError
+from sdbatch.errors import SdbatchError
 from sdbatch.pipeline.engine import Engine, OnStep, OutOfMemory, PendingBatch
 from sdbatch.results.writer import Failure, Outcome
-from sdbatch.run.stop import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -18,40 +17,74 @@ Started = list[tuple[list[Cell], PendingBatch | str]]
 """Batches that are denoised, and why those are not that could not be."""
 
 
-def start(engine: Engine, cells: list[Cell], on_step: OnStep, on_oom: str) -> Started:
-    """Denoise, halving on out-of-memory (unless `on_oom` is `fail`) and isolating a cell that fails."""
-    try:
-        return [(cells, engine.start(cells, on_step))]
-    except OutOfMemory as error:
-        if len(cells) == 1 or on_oom == "fail":
-            return [(cells, f"out of memory with batch size {len(cells)}: {error}")]
-        log.warning("out of memory with batch size %d, halving it", len(cells))
-    except CellError as error:
-        if len(cells) == 1:
-            return [(cells, str(error))]
-    except Stopped:
-        raise
-    except Exception as error:
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An engine, and what is done when it fails."""
+
+    engine: Engine
+    on_step: OnStep
+    on_oom: str
+    """`halve`, or `fail`."""
+
+    def start(self, cells: list[Cell]) -> Started:
+        """Denoise, halving on out-of-memory (unless `on_oom` is `fail`) and isolating a cell that fails."""
+        try:
+            self.engine.prepare(cells[0].recipe)
+            return [(cells, self.engine.start(cells, self.on_step))]
+        except Exception as error:
+            reason = self._reason(error, len(cells))
+        return self._start_halves(cells) if reason is None else [(cells, reason)]
+
+    def finish(self, started: Started) -> list[Outcome]:
+        """Decode; a batch whose decode fails is denoised again in halves."""
+        found: list[Outcome] = []
+        for cells, pending in started:
+            reason = pending if isinstance(pending, str) else None
+            if not isinstance(pending, str):
+                try:
+                    found += pending.finish()
+                    continue
+                except Exception as error:
+                    reason = self._reason(error, len(cells))
+            found += self.finish(self._start_halves(cells)) if reason is None else [Failure(cell, reason) for cell in cells]
+        return found
+
+    def _start_halves(self, cells: list[Cell]) -> Started:
+        middle = math.ceil(len(cells) / 2)
+        return self.start(cells[:middle]) + self.start(cells[middle:])
+
+    def _reason(self, error: Exception, count: int) -> str | None:
+        """Why so many cells cannot be made; None when fewer at once may do better. Raises an error that breaks the process."""
         if is_sticky(error):
-            raise
-        log.exception("a batch of %d failed", len(cells))
-        if len(cells) == 1:
-            return [(cells, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")]
-    middle = math.ceil(len(cells) / 2)
-    return start(engine, cells[:middle], on_step, on_oom) + start(engine, cells[middle:], on_step, on_oom)
+            raise error
+        if isinstance(error, OutOfMemory):
+            if count == 1 or self.on_oom == "fail":
+                return f"out of memory with batch size {count}: {error}"
+            log.warning("out of memory with batch size %d, halving it", count)
+            return None
+        if not isinstance(error, SdbatchError):
+            log.error("a batch of %d failed", count, exc_info=error)
+        return describe(error) if count == 1 else None
 
 
 def is_sticky(error: Exception) -> bool:
     """Whether a CUDA context is broken for good: only a new process helps."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and "out of memory" not in str(error)
 
 
-@dataclass
+def describe(error: Exception) -> str:
+    """An error in one line, with its kind unless it is one of ours."""
+    line = next(iter(str(error).splitlines()), "no message")
+    return str(error) if isinstance(error, SdbatchError) else f"{type(error).__name__}: {line}"
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A batch whose denoising is done and whose decoding overlaps the next."""
 
     place: tuple[int, int]
     """Shard and block."""
+    attempt: Attempt
     started: Started
     attempts: int
     done: set[str]
@@ -60,14 +93,5 @@ class Waiting:
     """Whether its block is complete with it."""
 
     def outcomes(self) -> list[Outcome]:
-        """Decode."""
-        found: list[Outcome] = []
-        for cells, pending in self.started:
-            if isinstance(pending, str):
-                found += [Failure(cell, pending) for cell in cells]
-                continue
-            try:
-                found += pending.finish()
-            except CellError as error:
-                found += [Failure(cell, str(error)) for cell in cells]
-        return found
+        """Decode what was not committed before."""
+        return [outcome for outcome in self.attempt.finish(self.started) if outcome.cell.image_id not in self.done]

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sdbatch.run.supervisor import Child, Tally, Watcher
+from sdbatch.run.child import Child
+from sdbatch.run.supervisor import Tally, Watcher
 
 REFRESH_S = 0.25
 PLAIN_S = 10.0

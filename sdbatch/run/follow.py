@@ -10,11 +10,12 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import read_index
 from sdbatch.run import roster
+from sdbatch.run.child import Child
 from sdbatch.run.device import Place
 from sdbatch.run.engine_state import ASK_S, EngineState, engine_states
 from sdbatch.run.launchers.command import read_submissions
 from sdbatch.run.outcome import count
-from sdbatch.run.supervisor import Child, Tally, Watcher
+from sdbatch.run.supervisor import Tally, Watcher
 
 LOOK_S = 2.0
 LOOK_SHARE = 20

@@ -23,6 +23,8 @@ class Making:
     shard: int
     cells: list[str]
     """Image ids."""
+    pixels: int
+    """Of all its images: what a step's duration goes by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,23 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """The worker lives, and the file system of the sweep's folder keeps it waiting."""
+
+    seconds: float
+    """Since when."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The worker cannot go on, and neither would another: a message for the user."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The worker ends by an error; another process may do better."""
 
     error: str
 
@@ -54,8 +71,8 @@ class Idle:
     """No work is left for this worker."""
 
 
-Message = Loading | Making | Step | Committed | Refused | Idle
-KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Loading, Making, Step, Committed, Refused, Idle)}
+Message = Loading | Making | Step | Committed | Blocked | Refused | Broken | Idle
+KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Loading, Making, Step, Committed, Blocked, Refused, Broken, Idle)}
 
 
 class Reporter:

@@ -12,8 +12,9 @@ from contextlib import suppress
 from sdbatch.errors import FolderError
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.lock import holding
+from sdbatch.run.child import Child
 from sdbatch.run.settings import Settings
-from sdbatch.run.supervisor import Child, Tally, Watcher
+from sdbatch.run.supervisor import Tally, Watcher
 from sdbatch.tracking.project import LOCK
 from sdbatch.tracking.target import MASK
 

@@ -15,39 +15,20 @@ from typing import IO
 
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run import roster
+from sdbatch.run.child import Child
 from sdbatch.run.crash import Crashes
 from sdbatch.run.device import Place, environment
-from sdbatch.run.message import Committed, Idle, Loading, Making, Message, Refused, Step, parse
+from sdbatch.run.message import Blocked, Committed, Message, Refused, parse
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """What asks for a stop; SIGUSR2 is Slurm's warning before a time limit, as submitit has it sent."""
-HANG_S = 60.0
-"""A worker that denoises and says nothing for this long, or 20 of its steps, hangs."""
-LOADING_HANG_S = 900.0
-"""The same while it loads weights, which may come over a slow network."""
+BLOCKED_S = 60.0
+"""A user is told of a worker that has waited for the file system for this long."""
 STOP_S = 30.0
 """After this long a worker that was asked to stop is killed."""
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 QUARANTINE_CRASHES = 6
 """A device whose workers die this often without one image in between is given up."""
-
-
-@dataclass
-class Child:
-    """A worker process as its supervisor sees it."""
-
-    place: Place
-    process: subprocess.Popen[str] | None = None
-    doing: str = "starting"
-    in_flight: dict[str, None] = field(default_factory=dict[str, None])
-    heard_s: float = 0.0
-    step_s: float = 0.0
-    loading: bool = True
-    crashes: int = 0
-    """In a row, without an image in between."""
-    restart_at_s: float | None = None
-    over: bool = False
-    listener: threading.Thread | None = None
 
 
 @dataclass
@@ -150,7 +131,7 @@ class Supervisor:
             f"workers={place.workers}",
         ]
         # Its own session: a Ctrl-C in the terminal reaches the supervisor alone, which then asks.
-        child.process = subprocess.Popen(
+        process = subprocess.Popen(
             [*command, f"device={device}", f"threads={place.threads or 1}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -159,8 +140,8 @@ class Supervisor:
             env=environment(place),
             start_new_session=True,
         )
-        child.doing, child.loading, child.heard_s, child.restart_at_s = "starting", True, time.monotonic(), None
-        child.listener = threading.Thread(target=self._listen, args=(child, child.process), daemon=True)
+        child.begin(process)
+        child.listener = threading.Thread(target=self._listen, args=(child, process), daemon=True)
         child.listener.start()
 
     def _listen(self, child: Child, process: subprocess.Popen[str]) -> None:
@@ -183,30 +164,24 @@ class Supervisor:
         self.watcher.show(self.tally, self.children)
 
     def _take(self, child: Child, message: Message | None) -> None:
-        now_s = time.monotonic()
+        was_blocked_s = child.blocked_s
+        if message is None:
+            self._ended(child)
+            return
+        child.hear(message)
         match message:
-            case Loading(recipe):
-                child.doing, child.loading = f"loading {recipe}", True
-            case Making(_, cells):
-                child.doing, child.loading = f"denoising {len(cells)}", False
-                child.in_flight.update(dict.fromkeys(cells))
-            case Step(done, total):
-                child.step_s = now_s - child.heard_s
-                child.doing = f"step {done}/{total}"
-            case Committed(made, failed, image_ids):
+            case Committed(made, failed):
                 self.tally.made += made
                 self.tally.failed += failed
-                child.crashes = 0
-                for image_id in image_ids:
-                    child.in_flight.pop(image_id, None)
+            case Blocked(seconds) if was_blocked_s < BLOCKED_S <= seconds:
+                self._note(
+                    f"{child.name} has waited for {seconds:.0f} s for the file system of {self.folder.path}. It goes on when that answers."
+                )
             case Refused(error):
                 self.tally.error = error
                 self._ask_to_stop()
-            case Idle():
-                child.doing = "done"
-            case None:
-                self._ended(child)
-        child.heard_s = now_s
+            case _:
+                pass
 
     def _ended(self, child: Child) -> None:
         assert child.process is not None
@@ -219,9 +194,10 @@ class Supervisor:
         child.crashes += 1
         blamed = list(child.in_flight)
         child.in_flight.clear()
+        how = child.last_words or describe_exit(code)
         if blamed:
-            Crashes(self.folder.claims).add(blamed)
-        cause = f"{child.place.name} ({child.place.device}) died: {describe_exit(code)}"
+            Crashes(self.folder.claims).add(blamed, how)
+        cause = f"{child.name} died: {how}"
         if child.crashes >= QUARANTINE_CRASHES:
             child.over = True
             child.doing = "given up"
@@ -252,11 +228,9 @@ class Supervisor:
                 else:
                     self._start(child)
             silent_s = now_s - child.heard_s
-            limit_s = LOADING_HANG_S if child.loading else max(HANG_S, 20 * child.step_s)
-            if child.process is not None and silent_s > limit_s:
-                self._note(
-                    f"{child.place.name} ({child.place.device}) has said nothing for {silent_s:.0f} s while {child.doing}: killing it."
-                )
+            if child.process is not None and silent_s > child.patience_s:
+                child.last_words = f"killed, since it said nothing for {silent_s:.0f} s while {child.doing}"
+                self._note(f"{child.name} has said nothing for {silent_s:.0f} s while {child.doing}: killing it.")
                 child.heard_s = now_s
                 child.process.kill()
 

@@ -5,6 +5,7 @@ Knows nothing of who started it. All state is in the sweep folder; messages on s
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -16,17 +17,20 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import Origin, Row
 from sdbatch.results.writer import BlockWriter, Failure, Output
-from sdbatch.run.attempt import Started, Waiting, start
+from sdbatch.run.attempt import Attempt, Started, Waiting, describe, is_sticky
 from sdbatch.run.batch import Batch, batch_size_name, block_cells, cut_blocks
 from sdbatch.run.claim import Claims
-from sdbatch.run.crash import Crashes
+from sdbatch.run.crash import Crash, Crashes
 from sdbatch.run.device import Place
-from sdbatch.run.message import Committed, Idle, Loading, Making, Refused, Reporter, Step
+from sdbatch.run.message import Broken, Committed, Idle, Loading, Making, Refused, Reporter, Step
+from sdbatch.run.pulse import Pulse
 from sdbatch.run.settings import Settings
 from sdbatch.run.shard import OpenShards, shard_done
 from sdbatch.run.share import Share
 from sdbatch.run.stop import Stop, Stopped
 from sdbatch.run.unchanged import Unchanged
+
+log = logging.getLogger(__name__)
 
 POISON_CRASHES = 3
 """A cell that was alone in its batch at the last of this many crashes is failed; the others go on."""
@@ -55,18 +59,23 @@ class Worker:
         self.waiting: Waiting | None = None
         self.engines: dict[str, Engine] = {}
         self.unchanged = Unchanged()
+        self.pulse = Pulse(self.reporter)
 
     def run(self) -> int:
         """Work until nothing is left or a stop is asked for. Returns the exit code."""
         origin = Origin(self.settings.name, self.place.name)
         try:
-            with BlockWriter(self.folder, origin, Output(self.plan.cells, self.settings.format), self._report) as writer:
+            output = Output(self.plan.cells, self.settings.format)
+            with self.pulse.beating(), BlockWriter(self.folder, origin, output, self._report) as writer:
                 self._work(writer)
         except Stopped:
             return self.stop.exit_code
         except FolderError as error:
             self.reporter.send(Refused(str(error)))
             return 1
+        except Exception as error:
+            self.reporter.send(Broken(describe(error)))
+            raise
         self.reporter.send(Idle())
         return 0
 
@@ -85,7 +94,8 @@ class Worker:
             self._settle(writer)
             writer.flush()
             self.reporter.send(Loading("nothing: waiting for the last shards of other workers"))
-            self.stop.wait(seconds)
+            with self.pulse.busy():
+                self.stop.wait(seconds)
 
         try:
             with self.claims.beating():
@@ -109,15 +119,20 @@ class Worker:
         self.open.begin(shard, missing)
         try:
             engine = self._engine(cells[0])
-        except SdbatchError as error:
+        except Exception as error:
+            if is_sticky(error):
+                raise
             # These weights cannot be used: their cells fail with the reason, other recipes go on.
-            writer.put((shard, 0), [Failure(cell, str(error)) for cell in cells if cell.image_id not in self.done])
+            if not isinstance(error, SdbatchError):
+                log.exception("weights could not be loaded")
+            writer.put((shard, 0), [Failure(cell, describe(error)) for cell in cells if cell.image_id not in self.done])
             return
         todo = cut_blocks(cells, self._batch_size(engine, cells[0]), block_cells(self.plan.cells, self.settings.format), self.done)
         self._make_batches(shard, todo, engine, writer)
 
     def _make_batches(self, shard: int, todo: list[Batch], engine: Engine, writer: BlockWriter) -> None:
         """Denoise batch after batch; decoding and committing one overlaps denoising the next."""
+        attempt = Attempt(engine, self._on_step, self.settings.on_oom)
         crashes = self.crashes.read()
         # Who dies is blamed for what is not committed: where that happened, every batch is committed at once.
         is_hazardous = any(cell.image_id in crashes for batch in todo for cell in batch.cells)
@@ -128,28 +143,30 @@ class Worker:
                 self.open.forget(shard)
                 return
             place = (shard, batch.block)
-            worst = max(crashes.get(cell.image_id, 0) for cell in batch.cells)
+            worst = max(crashes.get(cell.image_id, Crash()).times for cell in batch.cells)
             if worst >= ISOLATE_CRASHES:
                 self._settle(writer)
-                self._make_alone(place, batch.cells, crashes, engine, writer)
+                self._make_alone(place, batch.cells, crashes, attempt, writer)
                 continue
-            self.reporter.send(Making(shard, [cell.image_id for cell in batch.cells]))
-            started = self._start(engine, batch.cells)
+            self._tell_making(shard, batch.cells)
+            started = self._start(attempt, batch.cells)
             self._settle(writer)
-            self.waiting = Waiting(place, started, worst + 1, self.done, batch.is_last or is_hazardous)
+            self.waiting = Waiting(place, attempt, started, worst + 1, self.done, batch.is_last or is_hazardous)
 
-    def _make_alone(self, place: tuple[int, int], cells: list[Cell], crashes: dict[str, int], engine: Engine, writer: BlockWriter) -> None:
+    def _make_alone(
+        self, place: tuple[int, int], cells: list[Cell], crashes: dict[str, Crash], attempt: Attempt, writer: BlockWriter
+    ) -> None:
         """The cells of a batch that kills workers, one at a time, so that only the one to blame is failed."""
         for cell in cells:
             if cell.image_id in self.done:
                 continue
-            attempts = crashes.get(cell.image_id, 0)
-            if attempts >= POISON_CRASHES:
-                error = f"its worker died {attempts} times while making it, the last time alone in its batch"
-                writer.put(place, [Failure(cell, error)], attempts)
+            crash = crashes.get(cell.image_id, Crash())
+            if crash.times >= POISON_CRASHES:
+                error = f"its worker died {crash.times} times while making it, the last time alone in its batch: {crash.cause}"
+                writer.put(place, [Failure(cell, error)], crash.times)
                 continue
-            self.reporter.send(Making(place[0], [cell.image_id]))
-            self.waiting = Waiting(place, self._start(engine, [cell]), attempts + 1, self.done, is_last=True)
+            self._tell_making(place[0], [cell])
+            self.waiting = Waiting(place, attempt, self._start(attempt, [cell]), crash.times + 1, self.done, is_last=True)
             self._settle(writer)
             writer.flush()
 
@@ -157,20 +174,21 @@ class Worker:
         """Decode the waiting batch and hand it to the writer."""
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
-            outcomes = [outcome for outcome in waiting.outcomes() if outcome.cell.image_id not in waiting.done]
+            with self.pulse.busy():
+                outcomes = waiting.outcomes()
             writer.put(waiting.place, outcomes, waiting.attempts, waiting.is_last)
 
     def _engine(self, cell: Cell) -> Engine:
         """The engine with the cell's recipe in memory. Raises SdbatchError."""
         recipe = cell.recipe
         if recipe.engine not in self.engines:
-            self.reporter.send(Loading(recipe.engine))
-            self.engines[recipe.engine] = build_engine(recipe.engine, self.place.device, self.place.threads)
+            with self.pulse.loading(recipe.engine):
+                self.engines[recipe.engine] = build_engine(recipe.engine, self.place.device, self.place.threads)
         engine = self.engines[recipe.engine]
-        self.reporter.send(Loading(", ".join([recipe.checkpoint.name, *(lora.name for lora in recipe.loras)])))
-        self.unchanged.check(recipe)
-        engine.prepare(recipe)
-        self.unchanged.check(recipe)  # a file may be replaced while it is read
+        with self.pulse.loading(", ".join([recipe.checkpoint.name, *(lora.name for lora in recipe.loras)])):
+            self.unchanged.check(recipe)
+            engine.prepare(recipe)
+            self.unchanged.check(recipe)  # a file may be replaced while it is read
         return engine
 
     def _batch_size(self, engine: Engine, cell: Cell) -> int:
@@ -180,8 +198,12 @@ class Worker:
         name = batch_size_name(cell)
         return self.folder.read_settled(name) or self.folder.settle(name, engine.auto_batch_size(cell))
 
-    def _start(self, engine: Engine, cells: list[Cell]) -> Started:
-        return start(engine, cells, self._on_step, self.settings.on_oom)
+    def _start(self, attempt: Attempt, cells: list[Cell]) -> Started:
+        with self.pulse.busy():
+            return attempt.start(cells)
+
+    def _tell_making(self, shard: int, cells: list[Cell]) -> None:
+        self.reporter.send(Making(shard, [cell.image_id for cell in cells], sum(cell.width * cell.height for cell in cells)))
 
     def _on_step(self, done: int, total: int) -> None:
         self.reporter.send(Step(done, total))

@@ -40,9 +40,12 @@ class Ended:
     errors: str
 
 
-def command(*arguments: str) -> list[str]:
+PROGRAM = ("-m", "sdbatch")
+
+
+def command(*arguments: str, program: Sequence[str] = PROGRAM) -> list[str]:
     """The program's command line."""
-    return [sys.executable, "-m", "sdbatch", *arguments]
+    return [sys.executable, *program, *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -54,13 +57,17 @@ def run(
     folder: Path,
     *arguments: str,
     before: Sequence[str] = (),
+    program: Sequence[str] = PROGRAM,
     timeout_s: float = 120,
     prepare: Callable[[], None] | None = None,
     **more: str,
 ) -> Ended:
-    """Run the program to its end in a working folder; `before` is a program that runs it (strace), `prepare` runs in the child."""
+    """Run the program to its end in a working folder; `before` is a program that runs it (strace), `prepare` runs in the child.
+
+    `program`: what Python runs, for one that was given less patience.
+    """
     done = subprocess.run(
-        [*before, *command(*arguments)],
+        [*before, *command(*arguments, program=program)],
         cwd=folder,
         env=environment(**more),
         capture_output=True,

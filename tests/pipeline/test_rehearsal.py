@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -36,14 +34,16 @@ def test_the_engine_s_contract() -> None:
     assert engine.auto_batch_size(cells[0]) == 8
 
 
-def test_speed_and_faults_can_be_set() -> None:
-    engine = RehearsalEngine(images_per_s=50, fault_on=frozenset({"bad"}))
-    cells = [make_cell(RECIPE, image_id=name) for name in ("good", "bad")]
-    begun = time.monotonic()
+def test_a_prompt_asks_for_a_drill() -> None:
+    engine = RehearsalEngine()
+    cells = [make_cell(RECIPE, image_id=name, prompt=prompt) for name, prompt in (("good", "a fox"), ("bad", "a fox, drill:flat"))]
     good, bad = engine.start(cells, lambda done, total: None).finish()
-    assert time.monotonic() - begun >= 0.04
     assert (good.fault, bad.fault) == (None, "flat")
     assert not bad.pixels.any()
+    sticky = make_cell(RECIPE, prompt="drill:sticky")
+    for cell in (sticky, cells[0]):
+        with pytest.raises(RuntimeError, match="CUDA error: an illegal memory access"):
+            engine.start([cell], lambda done, total: None)
 
 
 def test_unknown_engine() -> None:

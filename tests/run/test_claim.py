@@ -14,7 +14,7 @@ import pytest
 from sdbatch.results.disk import Process
 from sdbatch.run import claim
 from sdbatch.run.claim import Claims
-from sdbatch.run.crash import Crashes
+from sdbatch.run.crash import Crash, Crashes
 from sdbatch.run.lease import Owner
 from sdbatch.run.roster import clear, drop_dead, iter_owners, remove, watch_alive
 
@@ -259,7 +259,9 @@ def test_no_folder_of_claims_grows_beyond_ten_thousand(folder: Path) -> None:
 def test_crashes_of_all_supervisors_are_summed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashes = Crashes(folder)
     assert crashes.read() == {}
-    assert crashes.add(["x", "y"]) == {"x": 1, "y": 1}
+    crashes.add(["x", "y"], "SIGSEGV")
+    assert crashes.read() == {"x": Crash(1, "SIGSEGV"), "y": Crash(1, "SIGSEGV")}
     monkeypatch.setattr(Process, "own", staticmethod(lambda: Process("other/1/1", 9, "1")))
-    assert Crashes(folder).add(["x"]) == {"x": 2, "y": 1}
+    Crashes(folder).add(["x"], "SIGSEGV")
+    assert Crashes(folder).read() == {"x": Crash(2, "SIGSEGV"), "y": Crash(1, "SIGSEGV")}
     assert len(list((folder / "crashes").iterdir())) == 2

@@ -11,7 +11,7 @@ import pytest
 from sdbatch.config.arguments import read_arguments
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
-from sdbatch.run import supervisor
+from sdbatch.run import child, supervisor
 from sdbatch.run.launch import run_job
 from sdbatch.run.outcome import Outcome
 from sdbatch.run.prepare import prepare
@@ -30,13 +30,14 @@ def run_here(arguments: Sequence[str]) -> Outcome:
 
 @pytest.mark.usefixtures("workspace")
 def test_a_worker_that_hangs_is_killed_and_its_cell_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "HANG_S", 1.5)
+    monkeypatch.setattr(child, "HANG_S", 1.5)
     monkeypatch.setattr(supervisor, "BACKOFF_S", (0.0,))
-    outcome = run_here([*REHEARSAL, "prompt=a fox,drill:hang", "batch_size=2", "-m"])
+    outcome = run_here([*REHEARSAL, "prompt=a fox,drill:hang", "batch_size=1", "-m"])
     assert outcome.exit_code == 1
-    assert any("has said nothing" in note for note in outcome.tally.notes)
-    found = {row["prompt"]: row["status"] for row in load_rows(SweepFolder("sweep")).to_pylist()}
-    assert found == {"a fox": "ok", "drill:hang": "failed"}
+    assert any("has said nothing for 2 s while denoising 1: killing it" in note for note in outcome.tally.notes)
+    found = {row["prompt"]: (row["status"], row["error"]) for row in load_rows(SweepFolder("sweep")).to_pylist()}
+    assert found["a fox"] == ("ok", None)
+    assert found["drill:hang"][0] == "failed" and "killed, since it said nothing" in str(found["drill:hang"][1])
 
 
 @pytest.mark.usefixtures("workspace")
