@@ -9,8 +9,10 @@ crash came between replacing parts) count once: a success before a fault, then t
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +35,9 @@ _log = logging.getLogger(__name__)
 _OK = STATUSES.index(OK)
 _COLUMNS = {"id": "<u8", "status": "u1", "made_us": "<i8"}
 """What is kept of the keys, and as what."""
+READERS = 16
+"""Threads that read parts: a disk or a server that is asked for one at a time makes us wait for each."""
+PARTS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -104,16 +109,14 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, lo
     recipes: dict[str, Made] = {}
     lost: dict[int, str] = {}
     rows = 0
-    for part in folder.parts():
-        try:
-            keys = read(part)
-        except FileNotFoundError:
+    for part, found in _iter_read(folder, read, look):
+        if isinstance(found, FileNotFoundError):
             continue  # replaced by a merged part since the folder was listed
-        except (pa.ArrowException, OSError, ValueError) as error:
-            unreadable[part] = _reason(error)
+        if isinstance(found, Exception):
+            unreadable[part] = _reason(found)
             continue
-        if look:
-            lost.update({rows + slot: path for slot, path in find_lost(folder, keys).items()})
+        keys = found.keys
+        lost.update({rows + slot: path for slot, path in found.lost.items()})
         for name, column in zip(_COLUMNS, columns, strict=True):
             column += keys.rows[name].tobytes()
         for totals, own in ((workers, keys.workers), (recipes, keys.recipes)):
@@ -130,6 +133,34 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, lo
         part_of, slot_of, ids, status, made_us = part_of[counts], slot_of[counts], ids[counts], status[counts], made_us[counts]
         lost = _renumbered(lost, counts)
     return Index(parts, part_of, slot_of, ids, status, made_us, unreadable, workers, recipes, rows - len(ids), lost)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    keys: Keys
+    lost: dict[int, str]
+    """Places of rows whose image is gone."""
+
+
+def _iter_read(folder: SweepFolder, read: Callable[[Path], Keys], look: bool) -> Iterator[tuple[Path, _Read | Exception]]:
+    """Every part in its order, as it was read or why not. A few are read ahead, each by a thread that mostly waits."""
+
+    def read_some(parts: Sequence[Path]) -> list[_Read | Exception]:
+        return [read_one(part) for part in parts]
+
+    def read_one(part: Path) -> _Read | Exception:
+        try:
+            keys = read(part)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            return error
+        return _Read(keys, find_lost(folder, keys) if look else {})
+
+    parts = folder.parts()
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(parts), READERS * PARTS_AT_ONCE):
+            ahead = parts[start : start + READERS * PARTS_AT_ONCE]
+            tasks = [ahead[first : first + PARTS_AT_ONCE] for first in range(0, len(ahead), PARTS_AT_ONCE)]
+            yield from zip(ahead, itertools.chain.from_iterable(pool.map(read_some, tasks)), strict=True)
 
 
 def _places(lengths: Sequence[int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
