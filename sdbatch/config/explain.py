@@ -10,7 +10,7 @@ from typing import Protocol
 from hydra.errors import MissingConfigException, OverrideParseException
 
 from sdbatch.cell import STACKS
-from sdbatch.config import schema
+from sdbatch.config import schema, weight
 from sdbatch.config.composition import Composition
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.errors import ConfigError, did_you_mean
@@ -18,7 +18,7 @@ from sdbatch.weights.catalog import Catalog
 
 KEY = re.compile(r"full_key: (\S+)")
 IN_FILE = re.compile(r"In '(.+?)': \w+ raised while composing config:\n(.+)\n +full_key: (\S+)")
-CLASSES = {name: kind for name, kind in vars(schema).items() if is_dataclass(kind)}
+CLASSES = {name: kind for module in (schema, weight) for name, kind in vars(module).items() if is_dataclass(kind)}
 """What OmegaConf calls a node's type in its errors."""
 
 

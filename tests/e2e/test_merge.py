@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +14,9 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.infotext import parse
 from sdbatch.results.reader import load_rows
 from sdbatch.results.row import axes_of
+from tests.e2e.conftest import Run
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 FAST = ("prompt=a red fox", "seed=1", "steps=6", "memory.threads=1", "-m")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("merges")
-
-
-@pytest.fixture(scope="module")
-def run(place: Path) -> Run:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "sdbatch", *arguments]
-        return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=400, check=False)
-
-    return call
 
 
 @pytest.fixture(scope="module")
