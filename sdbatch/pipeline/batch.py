@@ -22,7 +22,7 @@ from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.picture import put_back
 from sdbatch.pipeline.samplers import Schedule
 from sdbatch.pipeline.start import Start
-from sdbatch.pipeline.text import Embedding
+from sdbatch.pipeline.text import Guide
 from sdbatch.pipeline.upscale import Upscaler
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class Job:
     slots: list[int]
     """Their places in the batch."""
     cells: list[Cell]
-    positive: list[Embedding]
-    negative: list[Embedding]
+    guides: list[tuple[Guide, ...]]
+    """What each cell's prompts tell at each step that is run."""
     generators: list[torch.Generator] = field(default_factory=list[torch.Generator])
     schedule: Schedule | None = None
     start: Start | None = None
@@ -45,8 +45,7 @@ class Job:
         """Take the cells of another job in."""
         self.slots += other.slots
         self.cells += other.cells
-        self.positive += other.positive
-        self.negative += other.negative
+        self.guides += other.guides
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,22 @@ class Denoiser(Protocol):
         ...
 
 
+class InTurn:
+    """Denoisers that take turns, one for each of the sampler's steps: prompts that change on the way.
+
+    Args:
+        by_step: As long as the steps that are run; second-order samplers ask about twice in each.
+    """
+
+    def __init__(self, by_step: Sequence[Denoiser]) -> None:
+        self.by_step = by_step
+
+    def predict(self, latents_BCHW: Tensor, schedule: Schedule, step: int) -> Tensor:
+        """The prediction of the denoiser whose turn it is."""
+        turn = step * len(self.by_step) // len(schedule.timesteps)
+        return self.by_step[turn].predict(latents_BCHW, schedule, step)
+
+
 def gather(embeddings: Sequence[Embedding], dtype: torch.dtype) -> Prompts:
     """The embeddings of a batch side by side."""
     summaries = [embedding.pooled_P for embedding in embeddings if embedding.pooled_P is not None]

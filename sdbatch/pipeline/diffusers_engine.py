@@ -18,14 +18,13 @@ from sdbatch.adapters.controlnet import ControlNetBatch, load_picture
 from sdbatch.cell import Cell, Picture, Recipe
 from sdbatch.pipeline.batch import DiffusersBatch, Group, Job, Span, collect, facts_of
 from sdbatch.pipeline.decode import decode, find_fault, latent_shape
-from sdbatch.pipeline.denoise import Conditions, Denoiser, denoise, gather
+from sdbatch.pipeline.denoise import Conditions, Denoiser, InTurn, denoise, gather
 from sdbatch.pipeline.device import Decoded, Device
 from sdbatch.pipeline.engine import OnStep
 from sdbatch.pipeline.flux import FluxDenoiser
 from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.samplers import Draw, build_schedule
 from sdbatch.pipeline.start import Starter
-from sdbatch.pipeline.text import pad
 from sdbatch.pipeline.unet import UNetDenoiser
 from sdbatch.pipeline.upscale import Upscaler, upscale
 
@@ -123,23 +122,22 @@ class DiffusersEngine:
             strengths = tuple(weight for stack in stacks for weight in stack.weigh(cell.strengths))
             for stack in stacks:
                 stack.set_cells([cell.strengths])
-            positive = encoder.encode(cell.prompt, cell.clip_skip, strengths)
-            job = Job([slot], [cell], [positive], [])
-            if not self.model.family.distilled_guidance:
-                negative = encoder.encode_negative(cell.negative_prompt, cell.clip_skip, strengths)
-                tokens = max(positive.length, negative.length)
-                empty, nothing = (give("", cell.clip_skip, strengths) for give in (encoder.encode, encoder.encode_negative))
-                job = Job([slot], [cell], [pad(positive, tokens, empty)], [pad(negative, tokens, nothing)])
-            jobs.setdefault(job.positive[0].length, Job([], [], [], [])).add(job)
+            negative = None if self.model.family.distilled_guidance else cell.negative_prompt
+            steps = max(1, cell.steps - (self._skipped_steps(cell) or 0))
+            guides = encoder.guide(cell.prompt, negative, steps, cell.clip_skip, strengths)
+            jobs.setdefault(guides[0].positive.length, Job([], [], [])).add(Job([slot], [cell], [guides]))
         return [jobs[tokens] for tokens in sorted(jobs)]
+
+    def _skipped_steps(self, cell: Cell) -> int | None:
+        """How many steps a picture to start from leaves out; None without one."""
+        return None if cell.source is None else self.model.family.skipped_steps(cell.steps, cell.source.strength)
 
     def _begin(self, job: Job) -> None:
         """Set up the steps of a job, and what it starts from."""
         first, seeds = job.cells[0], [cell.seed for cell in job.cells]
         job.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         _, rows, columns = latent_shape(self.model.vae, (first.width, first.height))
-        skipped = None if first.source is None else self.model.family.skipped_steps(first.steps, first.source.strength)
-        draw = Draw(first.steps, seeds, job.generators, rows * columns // 4, skipped)
+        draw = Draw(first.steps, seeds, job.generators, rows * columns // 4, self._skipped_steps(first))
         job.schedule = build_schedule(first.sampler, self.model.scheduler_config, draw)
         job.start = self._starter.start(job.cells, job.generators, job.schedule, self.model.vae, sees_mask=self.model.sees_mask)
 
@@ -147,23 +145,18 @@ class DiffusersEngine:
         assert job.schedule is not None
         assert job.start is not None
         begun = self.device.now()
-        dtype = self.model.dtype
-        conditions = Conditions(
-            gather(job.positive, dtype),
-            gather(job.negative, dtype) if job.negative else None,
-            tuple(cell.guidance_scale for cell in job.cells),
-            self._controls(job.cells),
-            self.model.ip_adapters,
-        )
-        repeat = 2 if conditions.is_guided else 1
+        conditions = self._conditions(job)
+        is_guided = conditions[0].is_guided
+        repeat = 2 if is_guided else 1
         if (stack := self.model.stack(self.model.family.denoiser)) is not None:
             stack.set_cells([cell.strengths for cell in job.cells], repeat)
         if self.model.hypernetworks is not None:
             self.model.hypernetworks.set_strengths(torch.tensor([cell.hypernetwork_weights for cell in job.cells]).repeat(repeat, 1))
         if self.model.ip_adapters is not None:
-            self.model.ip_adapters.set_prompts([cell.image_prompts for cell in job.cells], is_guided=conditions.is_guided)
-        denoiser = self._denoiser(conditions, job.cells[0], job.start.beside_BCHW)
-        latents = denoise(denoiser, job.schedule, job.start.latents_BCHW, on_step, job.start.kept)
+            self.model.ip_adapters.set_prompts([cell.image_prompts for cell in job.cells], is_guided=is_guided)
+        denoisers = {id(told): self._denoiser(told, job.cells[0], job.start.beside_BCHW) for told in conditions}
+        in_turn = InTurn([denoisers[id(told)] for told in conditions])
+        latents = denoise(in_turn, job.schedule, job.start.latents_BCHW, on_step, job.start.kept)
         denoising = Span(begun, self.device.now(), len(job.cells))
         facts = facts_of(self.model, len(job.cells))
         return Group(job.slots, job.cells, latents, self._decode(latents, job.cells[0]), encoding, denoising, facts, self.model.upscaler)
@@ -171,6 +164,22 @@ class DiffusersEngine:
     def _decode(self, latents: Tensor, cell: Cell) -> Decoded:
         vae, at_once = self.model.vae, self.device.decoded_at_once(cell.width * cell.height)
         return self.device.download(latents, lambda latents: decode(vae, latents, at_once))
+
+    def _conditions(self, job: Job) -> list[Conditions]:
+        """What steers a job at each step; steps that are told the same have the same object."""
+        dtype, controls = self.model.dtype, self._controls(job.cells)
+        scales = tuple(cell.guidance_scale for cell in job.cells)
+        known: dict[tuple[int, ...], Conditions] = {}
+        found: list[Conditions] = []
+        for guides in zip(*job.guides, strict=True):
+            told = tuple(map(id, guides))
+            if told not in known:
+                positive = gather([guide.positive for guide in guides], dtype)
+                negatives = [guide.negative for guide in guides if guide.negative is not None]
+                negative = gather(negatives, dtype) if negatives else None
+                known[told] = Conditions(positive, negative, scales, controls, self.model.ip_adapters)
+            found.append(known[told])
+        return found
 
     def _denoiser(self, conditions: Conditions, cell: Cell, beside: Tensor | None) -> Denoiser:
         network, size_px = self.model.denoiser, (cell.width, cell.height)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdbatch.families import Encoder
 from sdbatch.pipeline.prompt import Span, parse_prompt
+from sdbatch.pipeline.prompt_editing import prompt_by_step
 
 _CACHE_PROMPTS = 512
 
@@ -35,6 +36,15 @@ class Embedding:
     def length(self) -> int:
         """In tokens."""
         return self.tokens_TD.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the two prompts of an image tell the denoiser at a step."""
+
+    positive: Embedding
+    negative: Embedding | None
+    """As long as the positive one; None where the network takes the guidance scale as an input."""
 
 
 class Tower(Protocol):
@@ -68,6 +78,31 @@ class PromptEncoder:
         self.words = words
         self.zero_empty = zero_empty
         self._cache: OrderedDict[Hashable, Embedding] = OrderedDict()
+
+    def guide(self, prompt: str, negative_prompt: str | None, steps: int, clip_skip: int, strengths: Strengths = ()) -> tuple[Guide, ...]:
+        """What is told at each step of an image, all of one length; steps that are told the same have the same object.
+
+        Args:
+            prompt: In A1111's grammar, changes on the way included.
+            negative_prompt: None where the network takes the guidance scale as an input.
+            steps: Those that are run.
+            clip_skip: As in `encode`.
+            strengths: As in `encode`.
+        """
+        pairs = list(zip(prompt_by_step(prompt, steps), prompt_by_step(negative_prompt or "", steps), strict=True))
+        sides = (self.encode,) if negative_prompt is None else (self.encode, self.encode_negative)
+        told = {
+            pair: [encode(text, clip_skip, strengths) for encode, text in zip(sides, pair, strict=False)] for pair in dict.fromkeys(pairs)
+        }
+        longest = max(embedding.length for embeddings in told.values() for embedding in embeddings)
+        guides: dict[tuple[str, str], Guide] = {}
+        for pair, embeddings in told.items():
+            filled = [
+                pad(embedding, longest, lambda encode=encode: encode("", clip_skip, strengths))
+                for encode, embedding in zip(sides, embeddings, strict=True)
+            ]
+            guides[pair] = Guide(filled[0], filled[1] if len(filled) > 1 else None)
+        return tuple(guides[pair] for pair in pairs)
 
     def encode(self, prompt: str, clip_skip: int, strengths: Strengths = ()) -> Embedding:
         """The embedding of a prompt, from the cache when it was encoded before.
@@ -116,9 +151,9 @@ class PromptEncoder:
         return Embedding(filled[0] if len(filled) == 1 else torch.cat(filled, dim=-1), pooled)
 
 
-def pad(embedding: Embedding, tokens: int, empty: Embedding) -> Embedding:
+def pad(embedding: Embedding, tokens: int, empty: Callable[[], Embedding]) -> Embedding:
     """The embedding with those of empty prompts after it, until it has that many tokens."""
-    return Embedding(fill(embedding.tokens_TD, tokens, lambda: empty.tokens_TD), embedding.pooled_P)
+    return Embedding(fill(embedding.tokens_TD, tokens, lambda: empty().tokens_TD), embedding.pooled_P)
 
 
 def fill(tokens_TD: Tensor, length: int, empty: Callable[[], Tensor]) -> Tensor:

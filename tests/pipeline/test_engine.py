@@ -95,6 +95,14 @@ def test_one_batch_of_different_everything_equals_separate_runs(
             recipe, seed=3, guidance_scale=9.5, clip_skip=2, strengths=(Strength(1.0), Strength(0.0)), controls=controls(tmp_path, 1, 0.0)
         ),
         make_cell(recipe, seed=4, prompt="red " * 90, strengths=(Strength(0.3, 1.0), Strength(0.3)), controls=controls(tmp_path, 3)),
+        make_cell(
+            recipe,
+            seed=5,
+            prompt="a [red:blue:0.5] [cat|dog]",
+            negative_prompt="[bad::1]",
+            strengths=(Strength(0.3, 1.0), Strength(0.3)),
+            controls=controls(tmp_path, 3),
+        ),
     ]
     assert len({batch_key(cell) for cell in cells}) == 1
     assert_same_alone(engine, cells)

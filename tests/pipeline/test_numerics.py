@@ -98,6 +98,25 @@ def test_clip_skip_is_that_hidden_state_under_the_final_norm(clip_skip: int, eng
     assert (ours != draw(engine, make_cell(model.recipe()))).any()
 
 
+@pytest.mark.parametrize(("sampler", "calls"), [("euler", [0, 1, 2, 3, 4, 5]), ("heun", [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5])])
+def test_a_prompt_changes_on_the_way(sampler: str, calls: list[int], engine: DiffusersEngine, model: TinyModel) -> None:
+    """Against diffusers' own hook for it, which is asked after each call of the model; `calls` are their steps."""
+    cell = make_cell(model.recipe(), sampler=SAMPLERS[sampler], steps=6, prompt="a [cat:dog:2] [big|]", negative_prompt="[bad::0.5]")
+    texts = [("a cat big", "bad"), ("a cat ", "bad"), ("a dog big", "bad"), ("a dog ", ""), ("a dog big", ""), ("a dog ", "")]
+    told: list[torch.Tensor] = []
+    for prompt, negative in texts:
+        positive, unconditional = model.pipeline.encode_prompt(prompt, "cpu", 1, True, negative)
+        told.append(torch.cat([unconditional, positive]))
+
+    def change(pipeline: Any, call: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": told[calls[call + 1]]} if call + 1 < len(calls) else {}
+
+    first = dict(zip(("prompt", "negative_prompt"), texts[0], strict=True))
+    theirs = draw_with_diffusers(model, cell, callback_on_step_end=change, **first)
+    np.testing.assert_array_equal(draw(engine, cell), theirs)
+    assert (theirs != draw_with_diffusers(model, cell, **first)).any()
+
+
 @pytest.mark.parametrize("vectors", [1, 3])
 def test_embedding_equals_load_textual_inversion(vectors: int, engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
     vector = torch.randn(vectors, WIDTH, generator=torch.Generator().manual_seed(3))

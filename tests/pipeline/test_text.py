@@ -61,7 +61,7 @@ def test_each_chunk_is_what_its_text_gives_alone(encoder: PromptEncoder) -> None
 
 def test_padding_is_whole_empty_chunks(encoder: PromptEncoder) -> None:
     short, empty = encoder.encode("cat", 1), encoder.encode("", 1)
-    padded = pad(short, 2 * 77, empty).tokens_TD
+    padded = pad(short, 2 * 77, lambda: empty).tokens_TD
     assert torch.equal(padded[:77], short.tokens_TD)
     assert torch.equal(padded[77:], empty.tokens_TD)
 
