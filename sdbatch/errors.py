@@ -23,6 +23,10 @@ class FolderError(SdbatchError):
     """A sweep folder that cannot be read, written or shared."""
 
 
+class DeviceError(SdbatchError):
+    """A device that this process cannot use; another machine might make the cells."""
+
+
 class CellError(SdbatchError):
     """One cell could not be made; the others go on."""
 

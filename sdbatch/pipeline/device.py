@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sdbatch.errors import ConfigError, did_you_mean
+from sdbatch.errors import ConfigError, DeviceError, did_you_mean
 from sdbatch.pipeline.engine import OutOfMemory
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Device:
     Side effects: makes a GPU this process's current one and sets how it rounds.
 
     Raises:
-        ConfigError: torch cannot use it.
+        DeviceError: torch cannot use it.
     """
 
     def __init__(self, name: str = "cpu") -> None:
@@ -62,7 +62,7 @@ class Device:
             return
         if not torch.cuda.is_available():
             built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a CPU build"
-            raise ConfigError(f"memory.device={name}: torch {torch.__version__} {built} and finds no GPU. `sdbatch doctor` says more.")
+            raise DeviceError(f"memory.device={name}: torch {torch.__version__} {built} and finds no GPU. `sdbatch doctor` says more.")
         torch.cuda.set_device(self.torch)
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True

@@ -13,6 +13,8 @@ from sdbatch.results.writer import Failure, Outcome
 
 log = logging.getLogger(__name__)
 
+_STICKY = ("CUDA error", "CUDA driver error", "cuDNN error")
+
 Started = list[tuple[list[Cell], PendingBatch | str]]
 """Batches that are denoised, and why those are not that could not be."""
 
@@ -69,7 +71,8 @@ class Attempt:
 
 def is_sticky(error: Exception) -> bool:
     """Whether a CUDA context is broken for good: only a new process helps."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and "out of memory" not in str(error)
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(sign in said for sign in _STICKY) and "out of memory" not in said
 
 
 def describe(error: Exception) -> str:

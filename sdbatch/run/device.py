@@ -7,9 +7,14 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from sdbatch.errors import ConfigError
+from sdbatch.errors import ConfigError, DeviceError
+
+_CUDA_NAME = re.compile(r"\d+|GPU-[\w-]+|MIG-[\w/-]+")
+"""How CUDA_VISIBLE_DEVICES names a device: by its number, its UUID, or that of a part of it."""
+_SMI_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -59,24 +64,41 @@ def _names(device: str) -> list[str]:
 
 
 def _check(name: str, present: list[str]) -> None:
-    if name == "cpu":
-        return
-    if not (match := re.fullmatch(r"cuda:(\d+)", name)):
+    kind, _, device = name.partition(":")
+    if name != "cpu" and not (kind == "cuda" and _CUDA_NAME.fullmatch(device)):
         raise ConfigError(f"memory.device={name}: give auto, cpu, cuda, or a list such as cuda:0,cuda:1.")
-    if match[1] not in present:
-        raise ConfigError(f"memory.device={name}: this machine has {', '.join(f'cuda:{index}' for index in present) or 'no CUDA device'}.")
+    if device and device not in present:
+        raise ConfigError(f"memory.device={name}: this machine has {', '.join(f'cuda:{other}' for other in present) or 'no CUDA device'}.")
 
 
 def cuda_devices() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES of the GPUs this process may use; empty without a driver."""
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs, or parts of them (MIG), that this process may use; empty without a driver.
+
+    Raises:
+        DeviceError: the driver does not answer.
+    """
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name and name != "-1"]
+        # CUDA reads up to the first name that is none: -1, or Slurm's NoDevFiles.
+        return list(takewhile(_CUDA_NAME.fullmatch, (name.strip() for name in visible.split(","))))
     if shutil.which("nvidia-smi"):
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=False
-        )
-        return found.stdout.split() if found.returncode == 0 else []
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+        return _list_devices()
+    # A container may be given any of the machine's; CUDA counts those that are there.
+    return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _list_devices() -> list[str]:
+    """As nvidia-smi numbers them; of a GPU that is divided, its parts by UUID, as a process sees but one of them otherwise."""
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_SMI_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"nvidia-smi does not answer in {_SMI_S:.0f} s: the driver hangs. Use memory.device=cpu.") from error
+    cards: dict[str, list[str]] = {}
+    for line in found.stdout.splitlines() if found.returncode == 0 else []:
+        if card := re.match(r"GPU (\d+):", line):
+            cards[card[1]] = []
+        elif part := re.match(r"\s+MIG .*\(UUID:\s*(MIG-[^)\s]+)\)", line):
+            cards[list(cards)[-1]].append(part[1])
+    return [name for index, parts in cards.items() for name in parts or [index]]
 
 
 def environment(place: Place) -> dict[str, str]:
@@ -95,5 +117,7 @@ def environment(place: Place) -> dict[str, str]:
     }
     found.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     if place.device.startswith("cuda:"):
+        if "CUDA_VISIBLE_DEVICES" not in found:
+            found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's, where the numbers are from; CUDA's own is the fastest first
         found["CUDA_VISIBLE_DEVICES"] = place.device.removeprefix("cuda:")
     return found

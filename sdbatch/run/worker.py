@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from sdbatch.cell import Cell
-from sdbatch.errors import FolderError, SdbatchError
+from sdbatch.errors import DeviceError, FolderError, SdbatchError
 from sdbatch.pipeline.build import build_engine
 from sdbatch.pipeline.engine import Engine
 from sdbatch.plan.store import PlanFile
@@ -70,7 +70,7 @@ class Worker:
                 self._work(writer)
         except Stopped:
             return self.stop.exit_code
-        except FolderError as error:
+        except (FolderError, DeviceError) as error:
             self.reporter.send(Refused(str(error)))
             return 1
         except Exception as error:
@@ -120,7 +120,7 @@ class Worker:
         try:
             engine = self._engine(cells[0])
         except Exception as error:
-            if is_sticky(error):
+            if is_sticky(error) or isinstance(error, DeviceError):
                 raise
             # These weights cannot be used: their cells fail with the reason, other recipes go on.
             if not isinstance(error, SdbatchError):

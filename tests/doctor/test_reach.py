@@ -45,9 +45,9 @@ CARD = "0, NVIDIA H100, {driver}, 81559, {used}, {mode}, {errors}"
 
 
 def smi(driver: str = "580.95.05", used: int = 4, mode: str = "Default", errors: str = "0") -> str:
-    """A driver's tool that knows one card; asked for the index alone it tells that."""
+    """A driver's tool that knows one card; asked for a list it names that."""
     card = CARD.format(driver=driver, used=used, mode=mode, errors=errors)
-    return f'case "$1" in --query-gpu=index) echo 0;; *) echo "{card}";; esac'
+    return f'case "$1" in -L) echo "GPU 0: NVIDIA H100 (UUID: GPU-1)";; *) echo "{card}";; esac'
 
 
 @pytest.mark.parametrize(
