@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,6 +21,9 @@ from sdbatch.plan.tree import Tree, get
 
 PROMPT_LIMIT = 100_000
 """Characters: beyond this it is a file given by mistake."""
+
+_TAG = re.compile(r"<(lora|lyco|hypernet):([^:<>]+):?([-+.\d]*)[^<>]*>", re.IGNORECASE)
+"""How A1111 loads networks from a prompt."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,16 @@ def _is_text(value: Any) -> bool:
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
 
 
+def _prompt_message(value: Any) -> str:
+    """What a prompt is refused for: A1111's tags are no words, and a model that reads them as such says nothing of it."""
+    if not _is_text(value) or (tag := _TAG.search(value)) is None:
+        return TEXT.message(value)
+    kind, name, weight = tag.groups()
+    group = "hypernetwork" if kind.lower().startswith("hyper") else "lora"
+    how = f"'{group}=[{name}]'" + (f" {group}.{name}.weight={weight}" if weight else "")
+    return f"{tag.group()} in a prompt loads nothing here. Take it out of the prompt and give {how}."
+
+
 def _blocks_fault(value: Any) -> str | None:
     try:
         read_blocks(value)
@@ -64,6 +78,7 @@ PIXELS = Rule(
     lambda value: f"{value} px cannot be made; sizes are multiples of 8 from 8 to 16384 px.",
 )
 TEXT = Rule(_is_text, lambda value: f"{str(value)[:40]!r} is not valid text (a NUL, a lone surrogate, or over {PROMPT_LIMIT} characters).")
+PROMPT = Rule(lambda value: _is_text(value) and not _TAG.search(value), _prompt_message)
 STRENGTH = between(-10, 10)
 SHARE = between(0, 1)
 BLUR = between(0, 256, "px")
@@ -93,8 +108,8 @@ RULES: dict[str, Rule] = {
     "checkpoint.merge.ratio": STRENGTH,
     "checkpoint.merge.blocks": Rule(lambda value: value is None or _blocks_fault(value) is None, lambda value: str(_blocks_fault(value))),
     "checkpoint.merge.seed": Rule(lambda value: type(value) is int and 0 <= value < SEED_LIMIT, _seed_message),
-    "prompt": TEXT,
-    "negative_prompt": TEXT,
+    "prompt": PROMPT,
+    "negative_prompt": PROMPT,
     "lora.*.weight": STRENGTH,
     "lora.*.text_encoder_weight": Rule(lambda value: value is None or STRENGTH.test(value), STRENGTH.message),
     "hypernetwork.*.weight": STRENGTH,

@@ -284,6 +284,8 @@ def test_a_lone_surrogate_is_refused_before_anything_is_made(workspace: Path) ->
         ("name=CON/../x", "name"),
         ("name=x.", "name"),
         ("name=-rf", "name"),
+        ("prompt='a fox <lora:style_a:0.8>'", r"prompt: .*'lora=\[style_a\]' lora.style_a.weight=0.8"),
+        ("negative_prompt='<hypernet:bad>'", r"negative_prompt: .*'hypernetwork=\[bad\]'"),
     ],
 )
 @pytest.mark.usefixtures("workspace")
