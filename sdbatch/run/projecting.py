@@ -13,15 +13,17 @@ from sdbatch.errors import FolderError
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.lock import holding
 from sdbatch.run.child import Child
+from sdbatch.run.claim import names_in
+from sdbatch.run.lease import Clock
 from sdbatch.run.settings import Settings
 from sdbatch.run.supervisor import Tally, Watcher
 from sdbatch.tracking.project import LOCK
 from sdbatch.tracking.target import MASK
 
 EVERY_S = 300.0
-"""A long sweep shows itself in MLflow this often: a projection costs about two seconds of CPU."""
+"""A long sweep shows itself in MLflow this often: a projection costs about two seconds of CPU, and up to ten requests."""
 TURN = "tracking-"
-"""Files among the claims: who makes the one of a period projects in it."""
+"""Numbered files among the claims: who makes one projects once."""
 
 
 def start_tracking(folder: SweepFolder, settings: Settings, uri: str | None, *, running: bool = False) -> subprocess.Popen[bytes]:
@@ -40,17 +42,37 @@ def node_uri(settings: Settings) -> str | None:
     return os.environ.get("MLFLOW_TRACKING_URI") if uri is None or MASK in uri else uri
 
 
-def take_turn(folder: SweepFolder) -> bool:
-    """Whether this process is the one that projects now. However many work on a sweep, one does so in each period."""
-    turn = folder.claims / f"{TURN}{int(time.time() // EVERY_S)}"
-    try:
-        os.close(os.open(turn, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-    except OSError:
-        return False
-    for other in folder.claims.glob(f"{TURN}*"):
-        if other != turn:
-            other.unlink(missing_ok=True)
-    return True
+class Turns:
+    """Who projects: however many work on a sweep, one of them once in each period.
+
+    Who has seen the last turn unchanged for a period may make the next, and of several that try one does. Each goes by
+    its own clock, so none need to agree.
+    """
+
+    def __init__(self, folder: SweepFolder, clock: Clock = time.monotonic) -> None:
+        self._claims = folder.claims
+        self._clock = clock
+        self._seen, self._since_s = self._last(), clock()
+
+    def take(self) -> bool:
+        """Whether it is this process's turn now."""
+        if self._clock() - self._since_s < EVERY_S:
+            return False
+        last = self._last()
+        is_mine = last == self._seen and self._make(last + 1)
+        self._seen, self._since_s = self._last(), self._clock()
+        return is_mine
+
+    def _last(self) -> int:
+        return max((int(name.removeprefix(TURN)) for name in names_in(self._claims) if name.startswith(TURN)), default=0)
+
+    def _make(self, number: int) -> bool:
+        try:
+            os.close(os.open(self._claims / f"{TURN}{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        except OSError:
+            return False  # another was faster, or the sweep has ended
+        (self._claims / f"{TURN}{number - 1}").unlink(missing_ok=True)
+        return True
 
 
 def wait_for_tracking(folder: SweepFolder, limit_s: float = 120.0) -> None:
@@ -68,17 +90,14 @@ class Projecting(Watcher):
     def __init__(self, inner: Watcher, folder: SweepFolder, settings: Settings, uri: str | None) -> None:
         self.inner = inner
         self.folder, self.settings, self.uri = folder, settings, uri
-        self._last_s = time.monotonic()
+        self._turns = Turns(folder)
         self._process: subprocess.Popen[bytes] | None = None
 
     def show(self, tally: Tally, children: Sequence[Child]) -> None:
         """Show, and start a projection when it is time and the last one has ended."""
         self.inner.show(tally, children)
         is_free = self._process is None or self._process.poll() is not None
-        if self.settings.tracking == "none" or not is_free or time.monotonic() - self._last_s < EVERY_S:
-            return
-        self._last_s = time.monotonic()
-        if not take_turn(self.folder):
+        if self.settings.tracking == "none" or not is_free or not self._turns.take():
             return
         if self._process is not None:
             self._process.communicate()

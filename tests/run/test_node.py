@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,12 @@ import pytest
 from sdbatch.config.arguments import read_arguments
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
-from sdbatch.run import projecting
 from sdbatch.run.device import find_places
 from sdbatch.run.launch import run_job
 from sdbatch.run.node import Task, find_task, places_of
 from sdbatch.run.outcome import Printed
 from sdbatch.run.prepare import prepare
-from sdbatch.run.projecting import node_uri, take_turn
+from sdbatch.run.projecting import EVERY_S, Turns, node_uri
 from sdbatch.run.settings import Settings
 from tests.conftest import Sdbatch
 from tests.engines.sweeps import REHEARSAL, SLOW, check_exact, made
@@ -151,14 +152,24 @@ def test_local_workers_make_the_same_images(workspace: Path, sdbatch: Sdbatch) -
     check_exact(SweepFolder("sweep").path, 96)
 
 
-def test_one_of_many_processes_projects_in_each_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_many_processes_projects_in_each_period_though_no_clocks_agree(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
-    assert not take_turn(folder)  # nobody is at work
+    now_s = 0.0
+
+    def clock(ahead_s: float, speed: float) -> Callable[[], float]:
+        return lambda: ahead_s + speed * now_s
+
+    crowd = [Turns(folder, clock(1e6 * number, 1 + number / 1000)) for number in range(20)]
+    assert not any(turns.take() for turns in crowd)
     folder.claims.mkdir()
-    monkeypatch.setattr(projecting, "EVERY_S", 1e9)
-    assert [take_turn(folder) for _ in range(3)] == [True, False, False]
-    monkeypatch.setattr(projecting, "EVERY_S", 1e8)
-    assert [take_turn(folder) for _ in range(2)] == [True, False]
+    taken_s: list[float] = []
+    while now_s < 20 * EVERY_S:
+        now_s += 7.0
+        if now_s % 1001 == 0:  # a worker ends, another begins
+            crowd[int(now_s) % 20] = Turns(folder, clock(-now_s, 1.0))
+        taken_s += [now_s for turns in crowd if turns.take()]
+    assert 18 <= len(taken_s) <= 20
+    assert min(after - before for before, after in pairwise(taken_s)) > 0.95 * EVERY_S
     assert len(list(folder.claims.iterdir())) == 1
 
 
