@@ -99,7 +99,9 @@ class Projection:
         for group in self.tally.groups.values():
             self._send_group(shipment, group, known.children.get(group.group_id), run_id)
             self.runs += 1
-        if not self.tally.groups:
+        # Of a large sweep that goes on the next time: a server is asked ten times in five minutes at most.
+        is_later = self.is_large and self.running and known.parent is None
+        if not self.tally.groups and not is_later:
             shipment.send_samples(run_id, self.tally.total.samples)
         shipment.send_files(run_id, with_tables=not self.is_large)
         self._close(store, parent, self.tally.total, planned_images(self.about))

@@ -63,6 +63,8 @@ class Proxy:
         """After so many it behaves as `mode` says."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.requests: list[str] = []
+        """What was asked, such as `POST /api/2.0/mlflow/runs/log-batch`."""
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -87,6 +89,7 @@ class Proxy:
         mode = self.mode if self.good_connections < 0 else "pass"
         with suppress(OSError):
             request = _read_request(client)
+            self.requests.append(" ".join(request.partition(b"\r\n")[0].decode().split(" ")[:2]))
             if mode == "hang":
                 return
             if mode == "503":

@@ -367,6 +367,7 @@ def test_a_large_sweep_is_one_run_of_counts_by_few_requests_and_no_row(
     monkeypatch.setattr("sdbatch.tracking.shipment.write_table", never)
     first = project(folder, target, running=True)
     assert first.ok and (first.images, first.sent, first.runs) == (18, 18, 1)
+    assert not sample_files(target) and project(folder, target, running=True).ok and len(sample_files(target)) == 4
     write_block(folder, [make_cell(2.0, seed) for seed in range(6)], block=1)
     calls: list[str] = []
     real = Store.call

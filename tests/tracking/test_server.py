@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sdbatch.results.folder import SweepFolder
+from sdbatch.run.projecting import EVERY_S
 from sdbatch.tracking.project import project
 from sdbatch.tracking.source import read_runs
 from sdbatch.tracking.target import Target
-from tests.tracking.conftest import SweepMaker
+from tests.tracking.conftest import SweepMaker, make_cell, write_block
 from tests.tracking.server import Proxy, free_port, serving
 
 if TYPE_CHECKING:
@@ -63,6 +65,28 @@ def test_a_real_server_has_everything_once(make_sweep: SweepMaker, server: str) 
     assert child.data.tags["mlflow.parentRunId"] == report.run_id
     assert len(client.list_artifacts(child.info.run_id, "samples")) == 3
     assert [metric.step for metric in client.get_metric_history(child.info.run_id, "denoise_s")] == [0, 1, 2]
+
+
+def test_a_large_sweep_asks_a_server_once_in_thirty_seconds(
+    make_sweep: SweepMaker, proxy: Proxy, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times in each period at most while it runs, and a few times more at its end; all of it is one run."""
+    monkeypatch.setattr("sdbatch.tracking.project.LARGE", 10)
+    folder, target = make_sweep(seeds=6), Target(proxy.uri, experiment="large")
+    SweepFolder(folder).write_about({**SweepFolder(folder).read_about(), "cells": 30})
+    asked: list[int] = []
+    for block, running in enumerate((True, True, True, False)):
+        proxy.requests.clear()
+        if block:
+            write_block(folder, [make_cell(1 + block / 4, seed) for seed in range(4)], block=block)
+        assert project(folder, target, running=running).ok
+        asked.append(len(proxy.requests))
+    assert max(asked[:3]) <= EVERY_S / 30 and asked[2:] == [4, 6], asked
+    (run,) = runs_of(server, "large")
+    assert run.info.status == "FINISHED" and run.data.metrics["images_done"] == 30
+    from mlflow import MlflowClient
+
+    assert len(MlflowClient(server).list_artifacts(run.info.run_id, "samples")) == 4
 
 
 def test_rows_and_images_come_back_without_the_folder(make_sweep: SweepMaker, server: str) -> None:
