@@ -11,6 +11,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
@@ -30,6 +31,8 @@ from sdbatch.errors import ConfigError
 from sdbatch.hub.address import to_address
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.hashes import Hasher
+
+LAUNCHER = "hydra/launcher"
 
 
 class Composer:
@@ -67,11 +70,17 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """The options of a group, files of the models folders included."""
-        return sorted(set(self.loader.get_group_options(group)))
+        hidden = {"basic"} if group == LAUNCHER else set[str]()  # Hydra's own, which does not run our plans
+        return sorted(set(self.loader.get_group_options(group)) - hidden)
 
     def groups(self) -> list[str]:
-        """The groups at the root, without Hydra's own."""
-        return [group for group in self.loader.list_groups("") if group not in ("hydra", "__pycache__")]
+        """The groups at the root, without Hydra's own and folders that hold no option."""
+        return [group for group in self.loader.list_groups("") if group != "hydra" and self.loader.get_group_options(group)]
+
+    def jobs(self) -> list[str]:
+        """What `-cn` can name."""
+        found = self.loader.repository.get_group_options("", ObjectType.CONFIG)
+        return sorted({name for name in found if name != "schema" and not name.startswith("_")})
 
     def compose(self, overrides: Sequence[str], literals: Mapping[str, str] | None = None) -> Composition:
         """Compose with these overrides; `literals` are texts taken as they are. Raises ConfigError."""

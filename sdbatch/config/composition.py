@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, cast
 
-from omegaconf import AnyNode, DictConfig, OmegaConf
+from omegaconf import AnyNode, BooleanNode, DictConfig, EnumNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.cell import STACKS
@@ -50,6 +50,15 @@ class Composition:
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}={value}: {str(error).splitlines()[0]}") from None
         return plain_value(node._value())
+
+    def choices(self, key: str) -> list[str]:
+        """The values of a key that takes few; none for all others."""
+        parent_path, _, last = key.rpartition(".")
+        parent = OmegaConf.select(self.tree, parent_path) if parent_path else self.tree
+        node = parent._get_node(last, validate_access=False) if isinstance(parent, DictConfig) else None
+        if isinstance(node, EnumNode):
+            return [item.name for item in node.enum_type]
+        return ["true", "false"] if isinstance(node, BooleanNode) else []
 
     def unknown(self, key: str) -> str:
         """Why this key is not there, with the nearest that are."""

@@ -184,6 +184,8 @@ class Config:
     steps: int = 20
     guidance_scale: float = 7.0
     """Classifier-free guidance; 1 is none."""
+    guidance_rescale: float = 0.0
+    """How far a guided prediction is brought back to the spread of the unguided one: against overexposure, 0.7 for zero-SNR models."""
     width: int = 512
     """In pixels, a multiple of 8."""
     height: int = 512

@@ -27,18 +27,22 @@ sdbatch turns Stable Diffusion sweeps into configuration.
 
 def show(asked: Arguments) -> int:
     """Answer; nothing is planned or run. Returns the exit code."""
-    composer = Composer(asked.config_name, asked.config_dir, asked.overrides)
     if asked.help:
+        composer = Composer(asked.config_name, asked.config_dir, [word for word in asked.overrides if "=" in word])
         groups = [word for word in asked.overrides if "=" not in word]
         keys = [word for word in asked.overrides if "=" in word]
         sys.stdout.write("".join(_group_help(composer, group) for group in groups) or _help(composer, keys))
         return 0
+    if asked.completion:
+        from sdbatch.verbs.completion import completion
+
+        sys.stdout.write(completion(asked.overrides))
+        return 0
+    composer = Composer(asked.config_name, asked.config_dir, asked.overrides)
     # Composing first gives our own message for a wrong key, in place of Hydra's.
     hydra = Hydra.create_main_hydra2("sdbatch", create_automatic_config_search_path(None, None, PACKAGED))
     overrides = list(asked.overrides)
-    if asked.completion:
-        hydra.shell_completion(config_name=asked.config_name, overrides=overrides)
-    elif asked.show:
+    if asked.show:
         composer.compose(overrides)
         hydra.show_cfg(asked.config_name, overrides, cfg_type=asked.show, package=asked.package, resolve=asked.resolve)
     elif asked.info:

@@ -97,14 +97,3 @@ def test_plan_has_the_help_of_a_run_and_unknown_options_are_told(capsys: pytest.
     assert "webdataset" in capsys.readouterr().out
     assert main(["plan", "--fooo"]) == 2
     assert "sdbatch --help" in capsys.readouterr().err
-
-
-def test_completion_offers_options_and_dropped_files(workspace: Path, sdbatch: Sdbatch) -> None:
-    import os
-    import subprocess
-    import sys
-
-    environment = {**os.environ, "COMP_LINE": "sdbatch lora=", "COMP_POINT": "13"}
-    command = [sys.executable, "-m", "sdbatch", "-sc", "query=bash"]
-    shown = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert "lora=red" in shown.stdout, shown.stderr
