@@ -26,7 +26,6 @@ HUGE_PLAN = 10_000_000
 SHARD_CELLS = 32
 SHARD_CELLS_LARGE = 256
 SHARD_CELLS_HUGE = 2560
-"""Cells of a shard: many shards share out evenly, few cost little to claim. A function of the plan's size alone."""
 SLICE_CELLS = 262_144
 """Cells that are computed at a time: their numbers fit into a processor's cache, and calls cost little."""
 
@@ -81,8 +80,7 @@ class Plan:
 
     @cached_property
     def _shard_cells(self) -> int:
-        count = len(self.left)
-        return SHARD_CELLS if count <= SMALL_PLAN else SHARD_CELLS_LARGE if count <= HUGE_PLAN else SHARD_CELLS_HUGE
+        return shard_cells(len(self.left))
 
     @cached_property
     def _shards_before(self) -> Codes:
@@ -155,6 +153,11 @@ class Plan:
         own = self.slice(index, index + 1)
         recipe = self.recipes[int(own.recipe[0])]
         return cell_of(self.config(index), recipe, Lookup(self.files), texts_of(own.ids)[0], self.axes(index))
+
+
+def shard_cells(left: int) -> int:
+    """Cells of a shard where so many need work: many shards share out evenly, few cost little to claim."""
+    return SHARD_CELLS if left <= SMALL_PLAN else SHARD_CELLS_LARGE if left <= HUGE_PLAN else SHARD_CELLS_HUGE
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,14 @@ def column_type(column: Column) -> pa.DataType | None:
     return plain.get(types.pop()) if len(types) == 1 else None
 
 
-def write_plan(plan: Plan, path: Path) -> None:
-    """Write the plan; the name exists only when the file is whole.
+def write_plan(plan: Plan, path: Path, beside: int = 0) -> None:
+    """Write the plan; the name exists only when the file is whole. `beside`: images of other plans that its folder holds.
 
     Side effects: a temporary file beside it, renamed when synced.
     """
     types = {key: column_type(column) for key, column in {**plan.columns, **plan.labels}.items()}
     schema = to_table(plan, 0, min(1, len(plan)), types).schema
-    schema = schema.with_metadata({METADATA_KEY: json.dumps(_head(plan, types), ensure_ascii=False).encode()})
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(_head(plan, types, beside), ensure_ascii=False).encode()})
     temporary = path.with_name(f".tmp-{path.name}")
     with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
         for start in range(0, len(plan), ROW_GROUP_CELLS):
@@ -80,12 +80,13 @@ def write_plan(plan: Plan, path: Path) -> None:
     temporary.replace(path)
 
 
-def _head(plan: Plan, types: Mapping[str, pa.DataType | None]) -> dict[str, Any]:
+def _head(plan: Plan, types: Mapping[str, pa.DataType | None], beside: int) -> dict[str, Any]:
     return {
         "version": VERSION,
         "name": plan.name,
         "plan_id": plan.plan_id,
         "cells": len(plan),
+        "room": len(plan) + beside,
         "shards": plan.shards,
         "groups": plan.groups,
         "recipes": [asdict(recipe) for recipe in plan.recipes],
@@ -114,6 +115,8 @@ class PlanFile:
         self.name: str = head["name"]
         self._plan_id: str | None = head["plan_id"] if head["version"] == VERSION else None
         self.cells: int = head["cells"]
+        self.room: int = head.get("room", self.cells)
+        """Images that the folder is to hold: these, and those of earlier plans."""
         self.shards: int = head["shards"]
         self.groups: list[Tree] = head["groups"]
         self.recipes = [recipe_from(item) for item in head["recipes"]]

@@ -32,7 +32,7 @@ _COMPRESSED_ROWS = 16
 _LARGE_ROWS = 1000
 
 
-def commit_block(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes], plan_size: int = 0) -> None:
+def commit_block(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes], room: int = 0) -> None:
     """Commit a block: `images` by their path in the folder, then `rows` as the part of `place` (shard, block).
 
     A part that is there already is left alone (the first writer wins); rows it does not hold go to a later one.
@@ -41,11 +41,11 @@ def commit_block(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row
     Raises: FolderError when the file system refuses; then none of the rows is committed.
     """
     write_images(folder, images)
-    publish_rows(folder, place, rows, plan_size)
+    publish_rows(folder, place, rows, room)
 
 
 def commit_packed(
-    folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes], packing: Packing, plan_size: int
+    folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes], packing: Packing, room: int
 ) -> list[Row]:
     """As `commit_block`, with `images` by their id in one file; returns the rows as they are committed.
 
@@ -55,7 +55,7 @@ def commit_packed(
     left = [row for row in rows if row["image_id"] in images]
     committed = [row for row in rows if row["image_id"] not in images]
     while left:
-        final = folder.block(shard, block, packing.suffix, plan_size)
+        final = folder.block(shard, block, packing.suffix, room)
         make_folders([final.parent], folder.path)
         placed, data = pack(packing, final.relative_to(folder.path).as_posix(), left, images)
         if publish(write_temporary(final, data), final):
@@ -71,15 +71,15 @@ def commit_packed(
             left = [row for row in left if row["image_id"] not in there]
             block += LATER
         sync_folders([final.parent])
-    publish_rows(folder, place, committed, plan_size)
+    publish_rows(folder, place, committed, room)
     return committed
 
 
-def publish_rows(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], plan_size: int = 0) -> None:
+def publish_rows(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row], room: int = 0) -> None:
     """Write rows as one new part at `place` (shard, block), or after it where that is taken."""
     shard, block = place
     left = list(rows)
-    final = folder.part(shard, block, plan_size)
+    final = folder.part(shard, block, room)
     if final.parent != folder.rows:
         make_folders([final.parent], folder.rows)
     while left:
@@ -87,7 +87,7 @@ def publish_rows(folder: SweepFolder, place: tuple[int, int], rows: Sequence[Row
             break
         left = _rows_missing_in(final, left)
         block += LATER
-        final = folder.part(shard, block, plan_size)
+        final = folder.part(shard, block, room)
     # Also when all rows were there: their writer may have died before its own flush.
     sync_folders([final.parent])
 

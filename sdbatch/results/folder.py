@@ -22,9 +22,9 @@ from sdbatch.results.disk import (
 )
 from sdbatch.results.lock import LOCK, holding
 
-FLAT_LIMIT = 10_000
-"""Plans of up to this many cells keep all images in one folder, and all rows; larger ones have a folder for each shard's
-images: a block then flushes one folder, not one for each image."""
+FLAT_LIMIT = 9_000
+"""Sweeps of up to this many images keep all in one folder, and all rows; larger ones have a folder for each shard's images: a
+block then flushes one folder, not one for each image. No folder has 10,000 entries, those in the making included."""
 LATER = 100_000
 """Blocks of the plan are numbered below this. What is written to a shard later (a second try, a merge) is above."""
 GROUP_SHARDS = 500
@@ -73,13 +73,13 @@ class SweepFolder:
         """Whether a sweep was begun here."""
         return self.about.is_file() or self.plan.is_file()
 
-    def image_path(self, image_id: str, plan_size: int, shard: int = 0) -> str:
-        """Where the image of an id belongs, relative to the folder and with `/`; `plan_size` in cells.
+    def image_path(self, image_id: str, room: int, shard: int = 0) -> str:
+        """Where the image of an id belongs, relative to the folder and with `/`; `room` for so many images there is to be.
 
         A sweep that grows past the limit keeps its earlier images where their rows say they are.
         """
         assert _IMAGE_ID.fullmatch(image_id), image_id
-        if plan_size <= FLAT_LIMIT:
+        if room <= FLAT_LIMIT:
             return f"images/{image_id}.png"
         return f"images/{_group(shard)}/{shard:06d}/{image_id}.png"
 
@@ -102,9 +102,9 @@ class SweepFolder:
         """Whether a file name is one we give to blocks of images."""
         return _BLOCK.fullmatch(name) is not None
 
-    def part(self, shard: int, block: int, plan_size: int = 0) -> Path:
-        """The Parquet part that commits a block of a plan of so many cells."""
-        above = self.rows if plan_size <= FLAT_LIMIT else self.rows / _group(shard)
+    def part(self, shard: int, block: int, room: int = 0) -> Path:
+        """The Parquet part that commits a block, in a folder with room for so many images."""
+        above = self.rows if room <= FLAT_LIMIT else self.rows / _group(shard)
         return above / f"part-{shard:06d}-{block:05d}.parquet"
 
     def merged_part(self, first: Path, last: Path, block: int) -> Path:
@@ -113,9 +113,9 @@ class SweepFolder:
         name = f"part-{low:06d}-{block:05d}" if low == high else f"part-{low:06d}-to-{high:06d}-{block:05d}"
         return first.with_name(f"{name}.parquet")
 
-    def block(self, shard: int, block: int, suffix: str, plan_size: int = 0) -> Path:
+    def block(self, shard: int, block: int, suffix: str, room: int = 0) -> Path:
         """The tar or Parquet file that holds a block's images."""
-        above = self.blocks if plan_size <= FLAT_LIMIT else self.blocks / _group(shard)
+        above = self.blocks if room <= FLAT_LIMIT else self.blocks / _group(shard)
         return above / f"{shard:06d}-{block:05d}.{suffix}"
 
     def merged_block(self, first: Path, last: Path, block: int, suffix: str) -> Path:
@@ -238,15 +238,15 @@ class SweepFolder:
                 while handle.read(1_000_000):
                     pass
             with explained("cannot move", file):
-                self.damaged.mkdir(exist_ok=True)
-                target = self.damaged / file.name
+                target = first = self.damaged / file.relative_to(self.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 number = 1
                 while target.exists():
-                    target = self.damaged / f"{file.stem}-{number}{file.suffix}"
+                    target = first.with_stem(f"{file.stem}-{number}")
                     number += 1
                 moved.append(file.rename(target))
         if files:
-            sync_folders([self.damaged, self.path, *(file.parent for file in files)])
+            sync_folders({self.damaged, self.path, *(path.parent for path in [*files, *moved])})
         return moved
 
     def _refuse_foreign(self) -> None:

@@ -37,8 +37,8 @@ Outcome = Picture | Failure
 class Output:
     """How a sweep's images are written."""
 
-    plan_size: int
-    """Cells of the plan."""
+    room: int
+    """Images that the folder is to hold."""
     format: str = "files"
     """`files`, or one of `sdbatch.results.block.PACKINGS`."""
 
@@ -140,7 +140,7 @@ class BlockWriter:
             for place in list(self._open):
                 self._commit(place)
             return
-        rows, images = record(self._folder, self._origin, batch.outcomes, self._output.plan_size, batch.attempts, batch.place[0])
+        rows, images = record(self._folder, self._origin, batch.outcomes, self._output.room, batch.attempts, batch.place[0])
         block = self._open.setdefault(batch.place, _Open())
         block.rows += rows
         block.images |= images
@@ -154,12 +154,12 @@ class BlockWriter:
         rows = block.rows
         packing = PACKINGS.get(self._output.format)
         if packing is None:
-            commit_block(self._folder, place, rows, block.images, self._output.plan_size)
+            commit_block(self._folder, place, rows, block.images, self._output.room)
         else:
             # A block is a dataset: what is no success stays a file, for people to look at.
             good = {row["image_id"]: block.images.pop(row["image"]) for row in rows if row["status"] == OK}
             write_images(self._folder, block.images)
-            rows = commit_packed(self._folder, place, rows, good, packing, self._output.plan_size)
+            rows = commit_packed(self._folder, place, rows, good, packing, self._output.room)
         if self._on_commit:
             self._on_commit(rows)
 
@@ -169,7 +169,7 @@ class BlockWriter:
 
 
 def record(
-    folder: SweepFolder, origin: Origin, outcomes: Sequence[Outcome], plan_size: int, attempts: int = 1, shard: int = 0
+    folder: SweepFolder, origin: Origin, outcomes: Sequence[Outcome], room: int, attempts: int = 1, shard: int = 0
 ) -> tuple[list[Row], dict[str, bytes]]:
     """The rows of some outcomes and the PNGs to save with them, by their path in the folder."""
     rows: list[Row] = []
@@ -182,7 +182,7 @@ def record(
         # A flat image is kept, since a user may have asked for one; pixels that are not numbers say nothing.
         if outcome.fault != NAN:
             data = png_of(outcome.cell, outcome.pixels, outcome.facts.get("autov3"))
-            image = ImageFile(folder.image_path(outcome.cell.image_id, plan_size, shard), len(data), hashlib.sha256(data).hexdigest())
+            image = ImageFile(folder.image_path(outcome.cell.image_id, room, shard), len(data), hashlib.sha256(data).hexdigest())
             images[image.path] = data
         rows.append(row_of(outcome, image, origin, attempts))
     return rows, images

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from sdbatch.weights.hashes import Hasher
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "mlflow", "hydra-core")
 
-BEGAN = "began"
-"""A file among the claims: its time is when work was opened."""
+BEGAN, NOW = "began", "now"
+"""Files among the claims: the time of one is when work was opened."""
 
 
 def take_up(folder: SweepFolder) -> Index:
@@ -66,7 +65,8 @@ def settle_plan(folder: SweepFolder, job: Job, state: Index) -> None:
         return
     if folder.claims.is_dir():
         raise FolderError(f"{folder.path}: its workers are busy with another plan. Wait for them or stop them; or choose another out=.")
-    write_plan(job.plan.adopt(state.done), folder.plan)
+    plan = job.plan.adopt(state.done)
+    write_plan(plan, folder.plan, beside=len(state) - len(plan.made))
 
 
 def _lost_adopted(plan: PlanFile, state: Index) -> bool:
@@ -86,9 +86,11 @@ def open_claims(folder: SweepFolder, plan: PlanFile, state: Index) -> None:
 
 
 def seconds_since_begun(folder: SweepFolder) -> float:
-    """How long ago work was opened, by this machine's clock."""
+    """How long ago work was opened, by the clock that dates the folder's files: those of two machines may differ by days."""
+    now = folder.claims / NOW
     try:
-        return max(0.0, time.time() - (folder.claims / BEGAN).stat().st_mtime)
+        now.touch()
+        return max(0.0, now.stat().st_mtime - (folder.claims / BEGAN).stat().st_mtime)
     except OSError:
         return 0.0
 

@@ -237,12 +237,12 @@ class _Unpacking:
         """The file of an image, written when it is not there; None when its block is not to be read."""
         if self._numbers is None:
             self._numbers = {found: number for number, found in enumerate(iter_texts(self._table["image_id"]))}
-        path = self._folder.unpacked / f"{image_id}.png"
+        path = self._folder.unpacked / image_id[:2] / f"{image_id}.png"
         if not path.is_file():
             row = self._table.slice(self._numbers[image_id], 1).select(["image", "image_bytes", "image_offset"]).to_pylist()[0]
             try:
                 data = self._reader.read(row)
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
             except OSError:
                 return None
             write_file(path, data)

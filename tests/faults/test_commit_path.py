@@ -72,7 +72,7 @@ def make(path: str) -> None:
         for seeds in (SEEDS[:2], SEEDS[2:]):
             missing = [make_picture(seed) for seed in seeds if make_cell(seed).image_id not in done]
             if missing:
-                rows, images = record(folder, ORIGIN, missing, plan_size=20_000)
+                rows, images = record(folder, ORIGIN, missing, room=20_000)
                 commit_block(folder, (0, folder.next_block(0)), rows, images)
         folder.write_about({"images": len(committed(folder).done)})
 
@@ -85,9 +85,9 @@ def make_packed(path: str, form: str) -> None:
         done = recover(folder).done
         missing = [make_picture(seed) for seed in SEEDS if make_cell(seed).image_id not in done]
         if missing:
-            rows, images = record(folder, ORIGIN, missing, plan_size=20_000)
+            rows, images = record(folder, ORIGIN, missing, room=20_000)
             by_id = {row["image_id"]: images[row["image"]] for row in rows}
-            commit_packed(folder, (0, 0), rows, by_id, PACKINGS[form], plan_size=20_000)
+            commit_packed(folder, (0, 0), rows, by_id, PACKINGS[form], room=20_000)
         folder.write_about({"images": len(committed(folder).done)})
 
 

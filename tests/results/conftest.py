@@ -29,7 +29,7 @@ def fill(folder: SweepFolder) -> Fill:
 
     def commit(blocks: Sequence[Sequence[Outcome]]) -> SweepFolder:
         for outcomes in blocks:
-            rows, images = record(folder, ORIGIN, outcomes, plan_size=100)
+            rows, images = record(folder, ORIGIN, outcomes, room=100)
             commit_block(folder, (0, folder.next_block(0)), rows, images)
         return folder
 

@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from sdbatch.errors import FolderError
+from sdbatch.plan.plan import HUGE_PLAN, SMALL_PLAN, shard_cells
 from sdbatch.results import disk
 from sdbatch.results.folder import FLAT_LIMIT, GROUP_SHARDS, LATER, SweepFolder
 from sdbatch.results.stray import remove_strays
+from sdbatch.run.batch import block_cells
+from sdbatch.run.claim import claim_path
 
 IMAGE_ID = "0123456789abcdef0123456789abcdef"
 
@@ -30,11 +34,20 @@ def test_the_images_of_a_large_sweep_have_a_folder_for_each_shard(cells: int, sh
     assert SweepFolder("x").image_path(IMAGE_ID, cells, shard) == path
 
 
-def test_no_folder_of_a_hundred_million_images_grows_beyond_ten_thousand() -> None:
-    cells, shard_cells, block_cells = 100_000_000, 2560, 256
-    assert -(-cells // shard_cells // GROUP_SHARDS) < 10_000, "groups"
-    assert GROUP_SHARDS * shard_cells // block_cells < 10_000, "parts, and blocks, of a group"
-    assert shard_cells < 10_000, "images of a shard"
+@pytest.mark.parametrize("form", ["files", "tar"])
+@pytest.mark.parametrize("cells", [FLAT_LIMIT, FLAT_LIMIT + 1, SMALL_PLAN, HUGE_PLAN, HUGE_PLAN + 1, 100_000_000])
+def test_no_folder_of_a_sweep_has_ten_thousand_entries(cells: int, form: str) -> None:
+    folder, each = SweepFolder("x"), shard_cells(cells)
+    shards, blocks = -(-cells // each), -(-each // block_cells(cells, form))
+    entries: Counter[Path] = Counter()
+    for shard in range(min(shards, 2 * GROUP_SHARDS)):
+        image = folder.path / folder.image_path(IMAGE_ID, cells, shard)
+        entries[image.parent] += each if form == "files" else 0
+        entries[folder.part(shard, 0, cells).parent] += blocks
+        entries[folder.block(shard, 0, form, cells).parent] += blocks
+        entries[claim_path(folder.claims, shard).parent] += 1
+    assert max(entries.values()) < 10_000
+    assert -(-shards // GROUP_SHARDS) < 10_000, "groups"
 
 
 def test_parts_are_listed_by_number_and_the_next_block_is_free(folder: SweepFolder) -> None:

@@ -36,7 +36,7 @@ def test_a_damaged_part_is_named_and_hides_no_other(sweep: SweepFolder, caplog: 
         assert load_rows(sweep).num_rows == 4
     assert "part-000000-00001.parquet" in caplog.text
     assert not recover(sweep).done & set(IDS[2:4])
-    assert (sweep.damaged / "part-000000-00001.parquet").exists() and not committed(sweep).unreadable
+    assert (sweep.damaged / "rows/part-000000-00001.parquet").exists() and not committed(sweep).unreadable
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -39,7 +39,7 @@ def test_each_damage_is_named_and_repaired_by_remaking_exactly_that(sweep: Sweep
     assert "SHA-256" in report.corrupt[IDS[2]][1] and "its row says" in report.corrupt[IDS[1]][1]
     assert IDS[2] in str(report)
     assert repair(sweep, report) == 4
-    assert len(list(sweep.damaged.iterdir())) == 3
+    assert len(list(sweep.damaged.rglob("*.*"))) == 3
     assert verify(sweep, full=True).is_sound and committed(sweep).done == {IDS[4], IDS[5]}
     rows, images = record(sweep, ORIGIN, [make_picture(seed) for seed in range(4)], 10)
     commit_block(sweep, (0, sweep.next_block(0)), rows, images)
@@ -69,4 +69,4 @@ def test_files_put_aside_never_overwrite_each_other(folder: SweepFolder, times: 
     for number in range(times):
         (folder.rows / "x.parquet").write_text(str(number))
         folder.set_aside([folder.rows / "x.parquet"])
-    assert sorted(path.read_text() for path in folder.damaged.iterdir()) == ["0", "1", "2"]
+    assert sorted(path.read_text() for path in folder.damaged.rglob("*.*")) == ["0", "1", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,6 +147,20 @@ def test_progress_of_a_large_sweep_looks_at_images_only_when_asked(
     monkeypatch.setattr("sdbatch.run.progress.FLAT_LIMIT", 3)
     assert (measure(folder).looked, measure(folder).counts["ok"]) == (False, 4)
     assert (measure(folder, full=True).looked, measure(folder, full=True).counts["lost"]) == (True, 1)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_folder_that_sweep_after_sweep_uses_does_not_fill_up(
+    begin: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr("sdbatch.results.folder.FLAT_LIMIT", 10)
+    for first in (0, 8, 8, 16):
+        folder = begin("sweep", f"output={'default' if form == 'files' else form}", f"seed=range({first},{first + 8})", "batch_size=1")
+        run_workers(folder, 1)
+        assert measure(folder).counts["ok"] == 8
+    assert len(committed(folder).done) == 24 and verify(folder, full=True).is_sound
+    entries = {above: len(folders) + len(names) for above, folders, names in os.walk(folder.path)}
+    assert {name: count for name, count in entries.items() if count > 17} == {}
 
 
 def test_keys_of_the_plan_are_its_cells(begin: Callable[..., SweepFolder]) -> None:
