@@ -277,6 +277,8 @@ class Cell:
     """In pixels."""
     clip_skip: int = 1
     """A1111's counting: 1 is the last layer of the text encoder, 2 the one before."""
+    guidance_rescale: float = 0.0
+    """Share of the guided prediction that is brought back to the spread of the one that knows the prompt; 0 is none."""
     strengths: tuple[Strength, ...] = ()
     """One per LoRA of the recipe."""
     hypernetwork_weights: tuple[float, ...] = ()

@@ -178,10 +178,13 @@ class Config:
     paths: PathsConf = beside(PathsConf)
 
     prompt: str = ""
+    """What the picture shows; `(word:1.2)` gives a word more weight."""
     negative_prompt: str = ""
+    """What it shall not show."""
     seed: int = 0
     """Below 2**32: torch's CPU generator ignores the higher bits."""
     steps: int = 20
+    """Of the sampler."""
     guidance_scale: float = 7.0
     """Classifier-free guidance; 1 is none."""
     guidance_rescale: float = 0.0

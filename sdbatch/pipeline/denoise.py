@@ -34,6 +34,7 @@ class Conditions:
     negative: Prompts | None
     """None where the network takes the guidance scale as an input."""
     guidance_scales: tuple[float, ...]
+    guidance_rescales: tuple[float, ...]
     controls: tuple[ControlNetBatch, ...] = ()
     ip_adapters: IpAdapterStack | None = None
     """On the network, with the pictures of the batch."""

@@ -169,6 +169,7 @@ class DiffusersEngine:
         """What steers a job at each step; steps that are told the same have the same object."""
         dtype, controls = self.model.dtype, self._controls(job.cells)
         scales = tuple(cell.guidance_scale for cell in job.cells)
+        rescales = tuple(cell.guidance_rescale for cell in job.cells)
         known: dict[tuple[int, ...], Conditions] = {}
         found: list[Conditions] = []
         for guides in zip(*job.guides, strict=True):
@@ -177,7 +178,7 @@ class DiffusersEngine:
                 positive = gather([guide.positive for guide in guides], dtype)
                 negatives = [guide.negative for guide in guides if guide.negative is not None]
                 negative = gather(negatives, dtype) if negatives else None
-                known[told] = Conditions(positive, negative, scales, controls, self.model.ip_adapters)
+                known[told] = Conditions(positive, negative, scales, rescales, controls, self.model.ip_adapters)
             found.append(known[told])
         return found
 

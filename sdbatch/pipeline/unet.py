@@ -47,6 +47,8 @@ class UNetDenoiser:
         self.device, self.dtype = self.embeds.device, self.embeds.dtype
         scales = torch.tensor(conditions.guidance_scales, dtype=torch.float32)
         self.guidance = scales.to(self.device).view(-1, 1, 1, 1)
+        rescales = torch.tensor(conditions.guidance_rescales, dtype=torch.float32)
+        self.rescale = rescales.to(self.device).view(-1, 1, 1, 1) if any(conditions.guidance_rescales) else None
         self.added = self._added_conditions(positive, negative, size_px, with_aesthetics)
         self.beside = beside_BCHW if beside_BCHW is None else beside_BCHW.to(self.dtype).repeat(2 if conditions.is_guided else 1, 1, 1, 1)
 
@@ -67,7 +69,8 @@ class UNetDenoiser:
         if not is_guided:
             return prediction
         unconditional, conditional = prediction.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        guided = unconditional + self.guidance * (conditional - unconditional)
+        return guided if self.rescale is None else _rescale(guided, conditional, self.rescale)
 
     def _added_conditions(
         self, positive: Prompts, negative: Prompts | None, size_px: tuple[int, int], with_aesthetics: bool
@@ -85,3 +88,12 @@ class UNetDenoiser:
         if self.conditions.is_guided and negative is not None and negative.pooled_BP is not None:
             rows, pooled = [negative_ids] * count + rows, torch.cat([negative.pooled_BP, pooled])
         return {"text_embeds": pooled, "time_ids": torch.stack(rows)}
+
+
+def _rescale(guided_BCHW: Tensor, conditional_BCHW: Tensor, share_B111: Tensor) -> Tensor:
+    """The guided prediction, a share of it with the spread of the conditional one.
+
+    Source: Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, section 3.4.
+    """
+    guided_std, conditional_std = (prediction.std(dim=(1, 2, 3), keepdim=True) for prediction in (guided_BCHW, conditional_BCHW))
+    return share_B111 * (guided_BCHW * (conditional_std / guided_std)) + (1 - share_B111) * guided_BCHW

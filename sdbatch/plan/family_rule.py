@@ -11,7 +11,7 @@ from sdbatch.families import FAMILIES, Family
 from sdbatch.plan.files import find_config
 from sdbatch.plan.tree import Tree, get
 
-FAMILY_KEYS = ("sampler.name", "width", "height", "clip_skip", "negative_prompt", "guidance_scale")
+FAMILY_KEYS = ("sampler.name", "width", "height", "clip_skip", "negative_prompt", "guidance_scale", "guidance_rescale")
 """Keys whose values a family may refuse."""
 
 
@@ -30,6 +30,8 @@ def family_fault(config: Tree, key: str, value: Any) -> str | None:
             return f"{value} asked; with {family.title} it goes from 1 to {family.max_clip_skip}."
         case "negative_prompt" if value and family.distilled_guidance:
             return f"{family.title} takes none, as its guidance is distilled into the network. Leave it empty."
+        case "guidance_rescale" if value and family.distilled_guidance:
+            return f"{value} would change nothing: the guidance of {family.title} is distilled into the network. Leave it at 0."
         case "guidance_scale" if value != 1.0 and _has_no_guidance(family, str(get(config, "family.config"))):
             return f"{value} would change nothing: this model was distilled without guidance. Set guidance_scale=1."
         case _:

@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     "seed": Rule(lambda value: type(value) is int and 0 <= value < SEED_LIMIT, _seed_message),
     "steps": between(1, 1000, "steps"),
     "guidance_scale": between(0, 100),
+    "guidance_rescale": between(0, 1),
     "width": PIXELS,
     "height": PIXELS,
     "clip_skip": between(1, 12),

@@ -89,6 +89,7 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None, size_px: tu
         "VAE": recipe.vae.name if recipe.vae else None,
         "Denoising strength": _number(cell.source.strength) if cell.source else None,
         "Clip skip": str(cell.clip_skip) if cell.clip_skip > 1 else None,
+        "CFG rescale": _number(cell.guidance_rescale) if cell.guidance_rescale else None,
         "RNG": "CPU",
         **_inpainting(cell),
     }

@@ -74,6 +74,7 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
         "width": cell.width,
         "height": cell.height,
         "clip_skip": cell.clip_skip,
+        **({"guidance_rescale": cell.guidance_rescale} if cell.guidance_rescale else {}),
         **({"upscale": cell.upscale, "tile_px": cell.tile_px} if cell.upscale or recipe.upscaler else {}),
         "strengths": [
             {"model": float(each.model), "text_encoder": float(each.text_encoder)} | ({"blocks": each.blocks} if each.blocks else {})

@@ -133,6 +133,7 @@ def _settings(cell: Cell) -> Row:
         "scheduler_options": canonical_json(dict(cell.sampler.options)),
         "steps": cell.steps,
         "guidance_scale": cell.guidance_scale,
+        "guidance_rescale": cell.guidance_rescale,
         "clip_skip": cell.clip_skip,
         "width": cell.width,
         "height": cell.height,

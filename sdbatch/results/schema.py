@@ -80,6 +80,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("scheduler_options", _TEXT, "options of that class, canonical JSON"),
     ("steps", pa.int32(), "denoising steps asked for"),
     ("guidance_scale", pa.float64(), "classifier-free guidance, 1 is none"),
+    ("guidance_rescale", pa.float64(), "share of the guided prediction that has the spread of the unguided one, 0 is none"),
     ("clip_skip", pa.int32(), "A1111's counting: 1 is the last layer of the text encoder, 2 the one before"),
     ("task", _TEXT, "txt2img, img2img or inpaint"),
     ("task_image", _TEXT, "file name of the picture it started from; null: from noise"),

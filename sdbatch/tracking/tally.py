@@ -40,6 +40,7 @@ PARAMETERS = (
     "scheduler",
     "steps",
     "guidance_scale",
+    "guidance_rescale",
     "clip_skip",
     "width",
     "height",

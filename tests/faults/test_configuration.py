@@ -278,6 +278,7 @@ def test_a_lone_surrogate_is_refused_before_anything_is_made(workspace: Path) ->
         ("width=0", "width"),
         ("guidance_scale=nan", "guidance_scale"),
         ("guidance_scale=inf", "guidance_scale"),
+        ("guidance_rescale=1.5", "guidance_rescale"),
         ("clip_skip=0", "clip_skip"),
         ("batch_size=-1", "batch_size"),
         ("seed=range(3,3)", "no values"),

@@ -100,6 +100,7 @@ def test_one_batch_of_different_everything_equals_separate_runs(
             seed=5,
             prompt="a [red:blue:0.5] [cat|dog]",
             negative_prompt="[bad::1]",
+            guidance_rescale=0.6,
             strengths=(Strength(0.3, 1.0), Strength(0.3)),
             controls=controls(tmp_path, 3),
         ),

@@ -77,6 +77,13 @@ def test_guidance_1_skips_the_unconditional_pass_as_diffusers_does(engine: Diffu
     np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell))
 
 
+def test_guidance_rescale(engine: DiffusersEngine, model: TinyModel) -> None:
+    cell = make_cell(model.recipe(), guidance_rescale=0.7, guidance_scale=9.0)
+    ours = draw(engine, cell)
+    np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, guidance_rescale=0.7))
+    assert (ours != draw(engine, make_cell(model.recipe(), guidance_scale=9.0))).any()
+
+
 def test_other_sizes(engine: DiffusersEngine, model: TinyModel) -> None:
     cell = make_cell(model.recipe(), width=96, height=72)
     np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell))

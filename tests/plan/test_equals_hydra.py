@@ -22,6 +22,7 @@ VALUES = {
     "guidance_scale": ["1", "2.5", "7"],
     "width": ["64", "128"],
     "clip_skip": ["1", "2"],
+    "guidance_rescale": ["0", "0.7"],
     "prompt": ["a cat", "'a dog, sitting'"],
     "sampler": ["euler", "ddim", "dpmpp_2m_karras"],
     "vae": ["baked", "soft"],

@@ -34,6 +34,7 @@ def test_every_key_that_decides_the_image_changes_the_id() -> None:
         "seed=1",
         "steps=21",
         "guidance_scale=3",
+        "guidance_rescale=0.5",
         "width=64",
         "height=64",
         "clip_skip=2",
