@@ -103,6 +103,7 @@ class LoraConf(FileConf):
     """One adapter of the stack."""
 
     file: str = MISSING
+    """Unset: the file of the item's own name."""
     weight: float = 1.0
     """Strength on the denoising network; 0 is none, 1 as trained."""
     text_encoder_weight: float | None = None

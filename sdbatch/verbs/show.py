@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hydra._internal.utils import create_automatic_config_search_path
 
 from sdbatch.cli import VERBS
 from sdbatch.config.arguments import Arguments
-from sdbatch.config.compose import Composer
+from sdbatch.config.compose import LAUNCHER, Composer
+from sdbatch.config.manual import Key, group_keys, launcher_keys, plain_keys
 from sdbatch.config.search import PACKAGED
 from sdbatch.errors import ConfigError, did_you_mean
 
@@ -22,6 +24,11 @@ sdbatch turns Stable Diffusion sweeps into configuration.
   sdbatch lora=style_a,style_b 'seed=range(0,4)' -m       a sweep: one job per LoRA, four seeds each
   sdbatch 'lora=[style_a,style_b]' lora.style_a.weight=0,0.5,1 -m      a stack of two, three strengths
   sdbatch plan ...                                        the same, shown but not run
+"""
+
+FOOT = """\
+`sdbatch VERB --help` tells of a verb, `sdbatch --cfg job` prints the composed configuration, `-cd FOLDER -cn JOB` runs a job file.
+Complete options in bash or zsh: eval "$(sdbatch -sc install=bash)"; in fish: sdbatch -sc install=fish | source
 """
 
 
@@ -54,16 +61,23 @@ def _help(composer: Composer, overrides: list[str]) -> str:
     lines = [USAGE, "Verbs (the first word; run when left out):"]
     lines += [f"  {verb:<9} {what}" for verb, what in VERBS.items()]
     lines += ["", "Groups (GROUP=OPTION; `sdbatch --help GROUP` tells more of each option):"]
-    for group in [*composer.groups(), "hydra/launcher"]:
+    for group in [*composer.groups(), LAUNCHER]:
         options = [option for option in composer.options(group) if option not in ("none", "default")]
         shown = ", ".join(options[:8]) + (f", ... ({len(options)})" if len(options) > 8 else "")
-        lines.append(f"  {group:<15} {shown}")
+        lines.append(f"  {group:<15} {shown or f'none yet; yours are conf/{group}/NAME.yaml'}")
     plain = composer.compose(overrides).plain
-    keys = [f"{key}={value}" for key, value in plain.items() if not isinstance(value, dict)]
-    lines += ["", "Keys: " + ", ".join(keys), "      and every key of a group, such as lora.style_a.weight=0.5 or memory.device=cuda:0"]
-    lines += ["", "`sdbatch --cfg job` prints the composed configuration. `-cd FOLDER -cn JOB` runs a job file."]
-    lines += ['Complete options in bash: eval "$(sdbatch -sc install=bash)"', ""]
-    return "\n".join(lines)
+    lines += ["", "Keys (as they are set now), and those of groups, such as lora.style_a.weight=0.5:"]
+    lines += _key_lines([key._replace(default=_spelled(plain[key.path])) for key in plain_keys()])
+    return "\n".join([*lines, "", FOOT])
+
+
+def _spelled(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def _key_lines(keys: Sequence[Key]) -> list[str]:
+    width = max((len(key.path) + len(key.default) for key in keys), default=0) + 1
+    return [f"  {f'{key.path}={key.default}'.ljust(width)}  {key.about}".rstrip() for key in keys]
 
 
 def _group_help(composer: Composer, group: str) -> str:
@@ -72,6 +86,9 @@ def _group_help(composer: Composer, group: str) -> str:
     lines = [f"{group}:"]
     for option in composer.options(group):
         lines.append(f"  {option:<26} {_first_line(composer, group, option)}".rstrip())
+    told = launcher_keys() if group == LAUNCHER else {"": group_keys(group)}
+    for option, keys in told.items():
+        lines += ["", f"{group}={option}:" if option else "Keys:", *_key_lines(keys)] if keys else []
     return "\n".join(lines) + "\n"
 
 

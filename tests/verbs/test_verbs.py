@@ -6,10 +6,13 @@ import json
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from sdbatch.cli import COMPOSING, VERBS, main
+from sdbatch.config.manual import group_keys, plain_keys
+from sdbatch.config.schema import Config, identity_defaults
 from sdbatch.errors import ConfigError
 from sdbatch.verbs.words import Option, Options, read_names, read_words
 from tests.conftest import BASE, Sdbatch
@@ -22,8 +25,20 @@ def test_help_lists_verbs_groups_and_keys(sdbatch: Sdbatch) -> None:
         assert word in shown.stdout
     group = sdbatch("--help", "sampler")
     assert "dpmpp_2m_karras" in group.stdout
-    matrix = sdbatch("--help", "matrix")
-    assert "sixteen seeds" in matrix.stdout
+    both = sdbatch("--help", "matrix", "lora", "hydra/launcher").stdout
+    assert "sixteen seeds" in both
+    assert "lora.NAME.weight=1.0            Strength on the denoising network" in both
+    assert "hydra/launcher=slurm:\n  hydra.launcher.workers=1 " in both
+    assert "basic" not in both, "Hydra's own launcher does not run our plans"
+
+
+def test_every_key_of_the_schema_is_told() -> None:
+    keys = [key for group in get_type_hints(Config) for key in group_keys(group)]
+    told = {key.path.replace("NAME", "*"): key.about for key in [*keys, *plain_keys()]}
+    assert set(identity_defaults()) - {"family.name", "sampler.name", "task.name"} <= set(told)
+    assert told["memory.dtype"] == "Number format of the weights in memory. One of: auto, float32, float16, bfloat16."
+    assert told["lora.*.weight"].startswith("Strength on the denoising network")
+    assert told["vae.file"] == "Unset: the one baked into the checkpoint."
 
 
 def test_cfg_prints_the_composed_configuration(sdbatch: Sdbatch) -> None:
