@@ -111,6 +111,8 @@ LAUNCHERS: dict[str, type[Launcher]] = {
     "ray": RayLauncher,
     "template": TemplateLauncher,
 }
+EARLY_S = 60
+"""Slurm sends its warning up to so much earlier than it was asked to (sbatch --signal)."""
 _LOWEST = {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1, "mem_gb": 1, "timeout_min": 1, "signal_delay_s": 1, "parallel": 1}
 
 
@@ -140,5 +142,9 @@ def _check(launcher: Launcher) -> None:
     for key, lowest in _LOWEST.items():
         if (value := values.get(key)) is not None and value < lowest:
             raise ConfigError(f"hydra.launcher.{key}={value}: give {lowest} or more.")
+    if isinstance(launcher, SlurmLauncher) and 60 * launcher.timeout_min < launcher.signal_delay_s + EARLY_S + 60:
+        least = -(-(launcher.signal_delay_s + EARLY_S) // 60) + 1
+        told = f"workers are told to leave {launcher.signal_delay_s} s before it (hydra.launcher.signal_delay_s), or {EARLY_S} s sooner"
+        raise ConfigError(f"hydra.launcher.timeout_min={launcher.timeout_min}: {told}. Give {least} or more, or a shorter delay.")
     if isinstance(launcher, TemplateLauncher) and launcher.target not in TARGETS:
         raise ConfigError(f"hydra.launcher.target={launcher.target}: choose one of: {', '.join(TARGETS)}.")

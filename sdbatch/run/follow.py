@@ -13,7 +13,6 @@ from sdbatch.run import roster
 from sdbatch.run.child import Child
 from sdbatch.run.device import Place
 from sdbatch.run.engine_state import ASK_S, EngineState, engine_states
-from sdbatch.run.launchers.command import read_submissions
 from sdbatch.run.outcome import count
 from sdbatch.run.supervisor import Tally, Watcher
 
@@ -51,7 +50,7 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher, by_engine: bool =
             if by_engine and looked_s - asked_s >= ASK_S:
                 asked_s = looked_s
                 states = engine_states(folder)
-                crowd.doing = "; ".join(str(state) for state in states) or "no engine answers"
+                crowd.doing = "; ".join(str(state) for state in states) or "nothing was submitted"
                 if is_deserted(folder, states):
                     tally.error = (
                         f"{crowd.doing}, and nobody else is at work. The workers' logs tell why ({folder.path / 'slurm'}, or Ray's)."
@@ -71,6 +70,6 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher, by_engine: bool =
 
 def is_deserted(folder: SweepFolder, states: list[EngineState]) -> bool:
     """Whether no claim is alive, and every engine that was asked for workers answers that none is left."""
-    if any(state.alive for state in states) or len(states) < len(read_submissions(folder)):
+    if any(state.alive or state.counts is None for state in states):
         return False
     return not roster.watch_alive(folder.claims)

@@ -18,17 +18,15 @@ def main(arguments: Sequence[str]) -> int:
     from sdbatch.run.launchers.command import read_submissions
 
     folder = SweepFolder(words["OUT"])
-    submissions = read_submissions(folder)
-    if not submissions:
+    if not read_submissions(folder):
         raise FolderError(f"{folder.path}: nothing was submitted for it. A run on this machine is stopped with Ctrl-C or kill.")
     states = engine_states(folder)
     for state in states:
         if state.alive:
             (slurm if state.submission.engine == "slurm" else ray).stop(state.submission)
             sys.stdout.write(f"stopped {state}\n")
-    if not any(state.alive for state in states):
+        elif state.counts is None:
+            sys.stderr.write(f"sdbatch: {state}; its workers may be at work. Try again where its engine answers.\n")
+    if all(state.counts == {} for state in states):
         sys.stdout.write("no worker is left to stop\n")
-    silent = len(submissions) - len(states)
-    if silent:
-        sys.stderr.write(f"sdbatch: {silent} of {len(submissions)} submissions are not known: their engine does not answer.\n")
-    return 1 if silent else 0
+    return 1 if any(state.counts is None for state in states) else 0

@@ -14,10 +14,13 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.run.engine_state import engine_states
 from tests.conftest import Sdbatch
 from tests.engines.ray_cluster import RayCluster
+from tests.engines.slurm_cluster import environment_of
 from tests.engines.sweeps import SLOW, check_exact, made
 from tests.engines.waiting import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra 'ray'")]
+
+SECRETS = ("hunter2-password", "hunter2-token")
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +59,20 @@ def alive(folder: Path) -> int:
 
 
 def test_workers_are_killed_and_a_node_is_lost_and_every_image_is_made_once(
-    workspace: Path, sdbatch: Sdbatch, ray_cluster: RayCluster
+    workspace: Path, sdbatch: Sdbatch, ray_cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = workspace / "sweep"
     fleet = ("hydra/launcher=ray", f"hydra.launcher.address={ray_cluster.address}", "hydra.launcher.workers=2")
-    submitted = sdbatch(*SLOW, "seed=range(0,256)", *fleet)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRETS[0])
+    submitted = sdbatch(*SLOW, "seed=range(0,256)", *fleet, f"+hydra.launcher.runtime_env.env_vars={{MY_TOKEN: {SECRETS[1]}}}")
     assert submitted.returncode == 0, submitted.stderr
     assert "submitted 2 (2 workers, ray)" in submitted.stdout
     wait_for(lambda: made(sweep) >= 24, 60, "first images")
     assert alive(sweep) == 2
     assert "nothing submitted" in sdbatch("resume", "sweep").stdout
     supervisors = workers(sweep)[:2]
+    found = environment_of(supervisors[0])
+    assert (found["MLFLOW_TRACKING_PASSWORD"], found["MY_TOKEN"]) == SECRETS
     os.kill(workers(sweep)[-1], signal.SIGKILL)
     os.kill(supervisors[0], signal.SIGKILL)
     before = made(sweep)
@@ -77,6 +83,10 @@ def test_workers_are_killed_and_a_node_is_lost_and_every_image_is_made_once(
     ray_cluster.add_node()
     wait_for(lambda: alive(sweep) == 0, 90, "end of the workers")
     check_exact(sweep, 256)
+    session = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray/session_latest"
+    kept = [path for folder in (sweep, session / "logs") for path in folder.rglob("*") if path.is_file()]
+    assert any("raylet" in path.name for path in kept)
+    assert not [path for path in kept if any(secret.encode() in path.read_bytes() for secret in SECRETS)]
 
 
 def test_a_stopped_sweep_goes_on_and_outlives_its_cluster(workspace: Path, sdbatch: Sdbatch, ray_cluster: RayCluster) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sdbatch.config.launcher import RayLauncher, SlurmLauncher, TemplateLauncher
+from sdbatch.config.launcher import RayLauncher, SlurmLauncher, TemplateLauncher, read_launcher
 from sdbatch.errors import ConfigError
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.launchers import ray, slurm
@@ -52,15 +53,33 @@ def test_the_batch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(list(folder.glob("12_*_submitted.pkl"))) == 8
 
 
-def test_what_sbatch_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("invalid partition specified: a1000", r"hydra\.launcher\.partition: .*invalid partition specified: a1000\)\. `sinfo"),
+        ("Memory specification can not be satisfied", r"hydra\.launcher\.mem_gb: .*Memory"),
+        ("Unable to contact slurm controller (connect failure)", r"hydra/launcher=slurm: .*Slurm does not answer: try `sinfo`"),
+        ("Who knows", r"hydra/launcher=slurm: .*\(Who knows\)\. Look at hydra\.launcher"),
+    ],
+)
+def test_what_sbatch_refuses_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: str, told: str
+) -> None:
     pytest.importorskip("submitit", reason="needs the extra 'slurm'")
-    for name, text in (("srun", ""), ("sbatch", "echo 'sbatch: error: invalid partition specified: a1000' >&2; exit 1")):
+    for name, text in (("srun", ""), ("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")):
         command = tmp_path / name
         command.write_text(f"#!/bin/sh\n{text}\n")
         command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(ConfigError, match="invalid partition specified: a1000"):
+    with pytest.raises(ConfigError, match=told):
         slurm.submit(SweepFolder(tmp_path / "foxes"), SlurmLauncher(partition="a1000"), "foxes")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_time_limit_within_its_own_warning_is_refused() -> None:
+    assert read_launcher({"name": "slurm", "timeout_min": 4}) == SlurmLauncher(timeout_min=4)
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.timeout_min=3: .* Give 4 or more"):
+        read_launcher({"name": "slurm", "timeout_min": 3})
 
 
 @pytest.mark.parametrize("target", ["kubernetes", "skypilot"])
@@ -93,5 +112,25 @@ def test_what_ray_is_asked_for() -> None:
         "memory": 4 * 2**30,
         "resources": {"fast": 1.0},
         "max_retries": -1,
-        "retry_exceptions": [ray.Killed],
     }
+
+
+def test_where_a_ray_head_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray.endpoint("auto") is None
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("10.0.0.1:6379")
+    assert ray.endpoint("auto") == ("10.0.0.1", 6379)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    assert ray.endpoint("auto") == ("head", 10001)
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.address=head: give HOST:PORT"):
+        ray.endpoint("head")
+
+
+def test_a_head_that_is_gone_is_told_at_once() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=rf"hydra\.launcher\.address={address}: no Ray cluster answers \(.*refused\)\. Start one"):
+            ray.knock(address)

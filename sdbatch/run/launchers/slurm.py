@@ -13,8 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,23 @@ from sdbatch.run.launchers.command import Share, Submission, require, worker_com
 STOPS = (signal.SIGTERM, signal.SIGUSR2)
 IGNORE = "trap '' TERM USR2"
 """A signal that comes while Python starts would end the task; a lost one costs nothing, since Slurm kills and requeues then."""
+COUNT_S = 5.0
+STOP_S = 30.0
+"""Limits of one question to Slurm."""
+_ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+
+REFUSED = ("hydra/launcher=slurm", "Look at hydra.launcher.*, what is in hydra.launcher.options and what `sinfo` says.")
+REFUSALS = (
+    ("partition", "hydra.launcher.partition", "`sinfo -o %P` lists those that are there."),
+    ("account", "hydra.launcher.account", "`sacctmgr show associations user=$USER` lists yours."),
+    ("qos", "hydra.launcher.qos", "`sacctmgr show qos` lists those that are there."),
+    ("contact", "hydra/launcher=slurm", "Slurm does not answer: try `sinfo`. The sweep is planned; the same command submits it."),
+    ("memory", "hydra.launcher.mem_gb", "`sinfo -o '%P %c %m %G'` says what nodes have: processors, memory in MB, GPUs."),
+    ("feature", "hydra.launcher.constraint", "`sinfo -o '%P %f'` lists the features of nodes."),
+    ("gres", "hydra.launcher.gpus_per_worker", "`sinfo -o '%P %G'` says what nodes have; 0 is the CPU."),
+    ("node configuration", "hydra.launcher", "`sinfo -o '%P %c %m %G'` says what nodes have: processors, memory in MB, GPUs."),
+)
+"""A word of sbatch's error, what it is about, what to do."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +79,40 @@ def submit(folder: SweepFolder, launcher: SlurmLauncher, name: str) -> Submissio
     words = worker_command((), folder.path, Share(launcher.gpus_per_worker, launcher.cpus_per_worker))
     executor = build_executor(folder.path / "slurm", launcher, name)
     try:
-        with executor.batch():
+        with redirect_stderr(StringIO()), executor.batch():  # it prints what it raises
             jobs: Sequence[Any] = [executor.submit(Task(tuple(words))) for _ in range(launcher.workers)]
     except Exception as error:
         if type(error).__module__.startswith("submitit"):
-            raise ConfigError(f"hydra/launcher=slurm: sbatch refused the job: {_last_line(error)}") from None
+            raise ConfigError(_refusal(str(error))) from None
         raise
     return Submission("slurm", str(jobs[0].job_id).partition("_")[0], launcher.workers)
 
 
+def count(submission: Submission) -> dict[str, int] | None:
+    """Tasks of the array by state, those that have ended left out; None when Slurm does not answer. Works without accounting."""
+    command = ["squeue", "--noheader", "--array", "--format=%T %r", f"--jobs={submission.job}"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=COUNT_S, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    if asked.returncode:
+        # A job that Slurm has forgotten is told as an error.
+        return {} if "Invalid job id" in asked.stderr else None
+    tasks = (line.partition(" ") for line in asked.stdout.splitlines())
+    return dict(Counter(_state(state, reason) for state, _, reason in tasks if state not in _ENDED))
+
+
+def _state(state: str, reason: str) -> str:
+    """In words, with why a task waits: that tells one that will run from one that never can."""
+    return f"pending ({reason.strip()})" if state == "PENDING" else state.lower()
+
+
 def stop(submission: Submission) -> None:
-    """Cancel the job; it does not come back."""
-    subprocess.run(["scancel", submission.job], check=True, timeout=30)
+    """Cancel the job; it does not come back. Raises ConfigError when Slurm does not take it."""
+    try:
+        subprocess.run(["scancel", submission.job], check=True, timeout=STOP_S, capture_output=True, text=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise ConfigError(f"scancel {submission.job}: {getattr(error, 'stderr', None) or error}".strip()) from None
 
 
 def build_executor(folder: Path, launcher: SlurmLauncher, name: str) -> Any:
@@ -111,6 +153,8 @@ def _started(python: str) -> str:
     return f'{IGNORE}; exec {python} "$@"'
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else type(error).__name__)
+def _refusal(said: str) -> str:
+    """What sbatch printed, with the key that it is about."""
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in said.splitlines() if line.strip()]
+    key, todo = next(((key, todo) for word, key, todo in REFUSALS if word in said.lower()), REFUSED)
+    return f"{key}: sbatch refused the job ({'; '.join(lines) or 'it says no more'}). {todo}"

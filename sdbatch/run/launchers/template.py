@@ -52,9 +52,9 @@ _Dumper.add_representer(str, _represent_text)
 
 def _kubernetes(launcher: TemplateLauncher, label: str, command: list[str], mount: Path) -> dict[str, Any]:
     """An Indexed Job: the index says at which end of the plan a pod begins. Evicted pods do not count as failures."""
-    amounts: dict[str, Any] = {"cpu": launcher.cpus_per_worker, "memory": f"{launcher.mem_gb}Gi"}
+    amounts: dict[str, Any] = {"cpu": str(launcher.cpus_per_worker), "memory": f"{launcher.mem_gb}Gi"}
     if launcher.gpus_per_worker:
-        amounts[launcher.gpu_resource] = launcher.gpus_per_worker
+        amounts[launcher.gpu_resource] = str(launcher.gpus_per_worker)
     container = {
         "name": "worker",
         "image": launcher.image,
