@@ -128,7 +128,7 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, lo
     ids, status, made_us = (np.frombuffer(column, kind) for column, kind in zip(columns, _COLUMNS.values(), strict=True))
     part_of, slot_of = _places(lengths)
     ids = ids.reshape(-1, 2)
-    counts = _each_once(ids, status, made_us)
+    counts = _each_once(ids, status)
     if counts is not None:
         part_of, slot_of, ids, status, made_us = part_of[counts], slot_of[counts], ids[counts], status[counts], made_us[counts]
         lost = _renumbered(lost, counts)
@@ -235,8 +235,11 @@ def _schema(columns: Sequence[str] | None) -> pa.Schema:
     return pa.schema([SCHEMA.field(name) for name in names], metadata=SCHEMA.metadata)
 
 
-def _each_once(ids: IdArray, status: npt.NDArray[np.uint8], made_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-    """The row that counts of each image, in the order of the rows; None when all do."""
+def _each_once(ids: IdArray, status: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64] | None:
+    """The row that counts of each image, in the order of the rows; None when all do.
+
+    Of several the last in the order of shard and block, which is that of their commits: clocks may be set back.
+    """
     half = np.sort(ids[:, 0])
     if not len(half) or not bool((half[1:] == half[:-1]).any()):
         return None
@@ -245,7 +248,7 @@ def _each_once(ids: IdArray, status: npt.NDArray[np.uint8], made_us: npt.NDArray
     if not bool(same.any()):
         return None
     later = np.arange(len(ids))
-    ranked = np.lexsort((-later, -made_us, status != _OK, ids[:, 1], ids[:, 0]))
+    ranked = np.lexsort((-later, status != _OK, ids[:, 1], ids[:, 0]))
     first = np.concatenate([[True], (ids[ranked][1:] != ids[ranked][:-1]).any(axis=1)])
     return cast(npt.NDArray[np.int64], np.sort(ranked[first]))
 

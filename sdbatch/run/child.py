@@ -39,6 +39,8 @@ class Child:
     """For how long the file system has kept it waiting."""
     last_words: str = ""
     """What it ended by, where that is known."""
+    is_hopeless: bool = False
+    """Whether no process can use its device."""
     crashes: int = 0
     """In a row, without an image in between."""
     restart_at_s: float | None = None
@@ -81,8 +83,8 @@ class Child:
                     self.in_flight.pop(image_id, None)
             case Blocked(seconds):
                 self.doing, self.blocked_s = f"waiting for the file system for {seconds:.0f} s", seconds
-            case Broken(error):
-                self.last_words = error
+            case Broken(error, is_final):
+                self.last_words, self.is_hopeless = error, is_final
             case Idle():
                 self.doing = "done"
             case _:

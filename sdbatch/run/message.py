@@ -61,9 +61,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The worker ends by an error; another process may do better."""
+    """The worker ends by an error; another process may do better, or a worker on another device."""
 
     error: str
+    is_final: bool = False
+    """Whether no process can use this device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,11 @@ class Tally:
     signal_number: int = 0
 
     @property
+    def is_all_tried(self) -> bool:
+        """Whether nothing is left to make; never for a task that knows only what it made itself."""
+        return 0 < self.total <= self.made + self.failed
+
+    @property
     def rate(self) -> float:
         """Images per second since the start."""
         return (self.made + self.failed) / max(time.monotonic() - self.started_s, 1e-6)
@@ -198,18 +203,23 @@ class Supervisor:
         if blamed:
             Crashes(self.folder.claims).add(blamed, how)
         cause = f"{child.name} died: {how}"
-        if child.crashes >= QUARANTINE_CRASHES:
-            child.over = True
-            child.doing = "given up"
-            self._note(f"{cause}. {child.crashes} times in a row without an image: this device is given up. See {self._log.name}.")
-            if all(other.over for other in self.children):
-                self.tally.error = f"every device was given up; the last one: {cause}. See {self._log.name}."
+        if child.is_hopeless or child.crashes >= QUARANTINE_CRASHES:
+            self._give_up(child, cause)
             return
         wait_s = BACKOFF_S[min(child.crashes - 1, len(BACKOFF_S) - 1)]
         child.restart_at_s = time.monotonic() + wait_s
         child.doing = "restarting"
         again = f" Its {len(blamed)} images in the making are tried again." if blamed else ""
         self._note(f"{cause}. Restarting it.{again}")
+
+    def _give_up(self, child: Child, cause: str) -> None:
+        """The device is used no more; the others go on."""
+        child.over = True
+        child.doing = "given up"
+        often = "This" if child.is_hopeless else f"{child.crashes} times in a row without an image: this"
+        self._note(f"{cause}. {often} device is given up. See {self._log.name}.")
+        if all(other.over for other in self.children):
+            self.tally.error = f"every device was given up; the last one: {cause}. See {self._log.name}."
 
     def _note(self, text: str) -> None:
         self.tally.notes.append(text)
@@ -223,7 +233,7 @@ class Supervisor:
             self._kill_all()
         for child in self.children:
             if child.restart_at_s is not None and now_s >= child.restart_at_s:
-                if self._stop_since_s is not None:
+                if self._stop_since_s is not None or self.tally.is_all_tried:
                     child.over = True
                 else:
                     self._start(child)

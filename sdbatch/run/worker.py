@@ -65,13 +65,16 @@ class Worker:
         """Work until nothing is left or a stop is asked for. Returns the exit code."""
         origin = Origin(self.settings.name, self.place.name)
         try:
-            output = Output(self.plan.cells, self.settings.format)
+            output = Output(self.plan.room, self.settings.format)
             with self.pulse.beating(), BlockWriter(self.folder, origin, output, self._report) as writer:
                 self._work(writer)
         except Stopped:
             return self.stop.exit_code
-        except (FolderError, DeviceError) as error:
+        except FolderError as error:
             self.reporter.send(Refused(str(error)))
+            return 1
+        except DeviceError as error:
+            self.reporter.send(Broken(str(error), is_final=True))
             return 1
         except Exception as error:
             self.reporter.send(Broken(describe(error)))

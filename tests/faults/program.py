@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from sdbatch.results.block import ImageReader
 from sdbatch.results.disk import TEMPORARY
@@ -41,6 +42,7 @@ class Ended:
 
 
 PROGRAM = ("-m", "sdbatch")
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 def command(*arguments: str, program: Sequence[str] = PROGRAM) -> list[str]:
@@ -60,16 +62,16 @@ def run(
     program: Sequence[str] = PROGRAM,
     timeout_s: float = 120,
     prepare: Callable[[], None] | None = None,
-    **more: str,
+    variables: Mapping[str, str] = EMPTY,
 ) -> Ended:
     """Run the program to its end in a working folder; `before` is a program that runs it (strace), `prepare` runs in the child.
 
-    `program`: what Python runs, for one that was given less patience.
+    `program`: what Python runs, for one that was given less patience; `variables`: more of its environment.
     """
     done = subprocess.run(
         [*before, *command(*arguments, program=program)],
         cwd=folder,
-        env=environment(**more),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -79,9 +81,10 @@ def run(
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, variables: Mapping[str, str] = EMPTY) -> subprocess.Popen[str]:
     """Start the program in a working folder."""
-    return subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = environment(**variables)
+    return subprocess.Popen(command(*arguments), cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def kill(process: subprocess.Popen[str]) -> str:

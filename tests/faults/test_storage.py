@@ -64,7 +64,7 @@ def test_whatever_the_disk_has_no_room_for_the_sweep_goes_on_when_there_is(
 def test_a_full_cache_or_temporary_folder_costs_no_image(tmp_path: Path, clean: Path) -> None:
     with tmpfs(tmp_path / "m", "size=8k") as point:
         (point / "filler").write_bytes(b"x" * 8192)
-        ended = run(tmp_path, *SWEEP, "out=sweep", XDG_CACHE_HOME=str(point), TMPDIR=str(point))
+        ended = run(tmp_path, *SWEEP, "out=sweep", variables={"XDG_CACHE_HOME": str(point), "TMPDIR": str(point)})
         check_whole(tmp_path / "sweep", clean, ended)
 
 
