@@ -70,9 +70,11 @@ COMPONENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("text_encoder_3.", T5),
     ("text_encoders.clip_l.transformer.", CLIP),
     ("text_encoders.clip_g.transformer.", SECOND),
+    ("text_encoders.clip_h.transformer.", CLIP),
     ("text_encoders.t5xxl.transformer.", T5),
     ("clip_l.", CLIP),
     ("clip_g.", SECOND),
+    ("clip_h.", CLIP),
     ("t5.", T5),
     ("", DENOISER),
 )

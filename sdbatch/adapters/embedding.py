@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -15,9 +15,10 @@ from sdbatch.weights.catalog import to_option_name
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "text_encoder": ("emb_params", "string_to_param.*", "clip_l", "text_encoders_0"),
-    "text_encoder_2": ("clip_g", "text_encoders_1"),
+    "text_encoder_2": ("clip_g", "text_encoders_1", "t5xxl", "t5"),
 }
-"""Where A1111, kohya and SDXL files keep the vectors of each text encoder; others use the word itself as the only key."""
+"""Where files keep the vectors of each text encoder; some use the word itself as the only key."""
+_KNOWN = frozenset(name for names in _NAMES.values() for name in names)
 
 
 def embedding_words(file: WeightFile) -> tuple[str, ...]:
@@ -29,33 +30,43 @@ def embedding_words(file: WeightFile) -> tuple[str, ...]:
     return (file.name, stem) if stem != file.name and to_option_name(stem) == file.name else (file.name,)
 
 
-def load_embedding(file: WeightFile, widths: Mapping[str, int]) -> dict[str, Tensor]:
+def load_embedding(file: WeightFile, widths: Mapping[str, int], optional: Collection[str] = ()) -> dict[str, Tensor]:
     """The vectors of an embedding file for each text encoder: component -> [vectors, C], float32.
 
     Args:
         file: The embedding.
         widths: Component -> C, the width of its tokens.
+        optional: Components that it need not have vectors for: FLUX.1's T5.
 
     Raises:
         WeightFileError: no vectors in it, or of another width than a text encoder's.
     """
     tensors = read_tensors(file).tensors
-    return {component: _find_vectors(file, tensors, component, width) for component, width in widths.items()}
+    found: dict[str, Tensor] = {}
+    for component, width in widths.items():
+        vectors = _find_vectors(tensors, component, width)
+        if vectors is not None and vectors.shape[-1] == width:
+            found[component] = vectors
+        elif component not in optional:
+            raise WeightFileError(f"embedding.{file.name}: {_misfit(tensors, vectors, width)}")
+    return found
 
 
-def _find_vectors(file: WeightFile, tensors: Tensors, component: str, width: int) -> Tensor:
+def _find_vectors(tensors: Tensors, component: str, width: int) -> Tensor | None:
     vectors = next((tensors[name] for name in _NAMES[component] if name in tensors), None)
     if vectors is None:
-        found = [tensor for tensor in tensors.values() if tensor.dim() in (1, 2) and tensor.is_floating_point()]
+        unnamed = [tensor for name, tensor in tensors.items() if name not in _KNOWN]
+        found = [tensor for tensor in unnamed if tensor.dim() in (1, 2) and tensor.is_floating_point()]
         fitting = [tensor for tensor in found if tensor.shape[-1] == width]
         vectors = next((some[0] for some in (fitting, found) if len(some) == 1), None)
+    return None if vectors is None else torch.atleast_2d(vectors.detach().float())
+
+
+def _misfit(tensors: Tensors, vectors: Tensor | None, width: int) -> str:
     if vectors is None:
         shown = ", ".join(list(tensors)[:4]) or "no tensors"
-        raise WeightFileError(f"embedding.{file.name}: no vectors found in it; it holds {shown}. Choose a textual-inversion file.")
-    vectors = torch.atleast_2d(vectors.detach().float())
-    if vectors.shape[-1] != width:
-        raise WeightFileError(
-            f"embedding.{file.name}: its vectors are {vectors.shape[-1]} wide, the model's text encoder {width}. "
-            "It was made for another family; choose one of this family."
-        )
-    return vectors
+        return f"no vectors found in it; it holds {shown}. Choose a textual-inversion file."
+    return (
+        f"its vectors are {vectors.shape[-1]} wide, the model's text encoder {width}. "
+        "It was made for another family; choose one of this family."
+    )

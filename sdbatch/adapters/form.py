@@ -88,7 +88,7 @@ def _hadamard(parts: Parts, shape: Shape) -> LowRank | Dense:
 
 def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
     if core is None:
-        return a.float() @ b.float()
+        return a.float().flatten(1) @ b.float().flatten(1)  # OneTrainer writes those of convolutions with four dimensions
     return torch.einsum("ijkl,ip,jr->prkl", core.float(), a.float(), b.float())
 
 

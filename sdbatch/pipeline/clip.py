@@ -1,7 +1,5 @@
 """One CLIP text encoder: prompts in chunks of 75 tokens, weights, and embeddings by name.
 
-Embeddings are injected into the token embeddings by a hook, which leaves the tokenizer and the weights as they were.
-
 Shapes: N chunks, T = 77 tokens of a chunk, C width of the text encoder, P width of its summary.
 """
 
@@ -18,6 +16,7 @@ from sdbatch.errors import ConfigError
 from sdbatch.families import Encoder
 from sdbatch.families.base import CHUNK_TOKENS
 from sdbatch.pipeline.emphasis import emphasise
+from sdbatch.pipeline.inject import Injector
 from sdbatch.pipeline.prompt import Span
 
 _FILLER = 0
@@ -48,12 +47,12 @@ class ClipEncoder:
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.embeddings = dict(embeddings)
-        self._inject: list[tuple[int, int, Tensor]] = []
-        self._handle = self._token_embedding().register_forward_hook(self._replace_vectors)
+        table: Any = module.get_input_embeddings
+        self._injector = Injector(table())
 
     def detach(self) -> None:
         """Take the hook off the module."""
-        self._handle.remove()
+        self._injector.detach()
 
     def encode(self, spans: Sequence[Span], clip_skip: int) -> tuple[Tensor, Tensor | None]:
         """The tokens [N * T, C] of a prompt, and its summary [P] where the family wants one: that of the first chunk.
@@ -62,14 +61,12 @@ class ClipEncoder:
             ConfigError: clip_skip is deeper than the text encoder.
         """
         chunks = self._chunks(spans)
-        device = self._token_embedding().get_parameter("weight").device
+        device = self._injector.table.get_parameter("weight").device
         ids = torch.tensor([self._with_marks(chunk.ids) for chunk in chunks], device=device)
-        self._inject = [(row, 1 + at, v) for row, chunk in enumerate(chunks) for at, v in enumerate(chunk.vectors) if v is not None]
+        places = [(row, 1 + at, v) for row, chunk in enumerate(chunks) for at, v in enumerate(chunk.vectors) if v is not None]
         layer = max(clip_skip, self.encoder.layer)
-        try:
+        with self._injector.inject(places):
             output = self.module(ids, output_hidden_states=layer > 1)
-        finally:
-            self._inject = []
         hidden = self._layer(output, layer)
         if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
             weights = [[1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))] for chunk in chunks]
@@ -117,16 +114,3 @@ class ClipEncoder:
     def _with_marks(self, ids: list[int]) -> list[int]:
         end, pad = int(self.tokenizer.eos_token_id), int(self.tokenizer.pad_token_id)
         return [int(self.tokenizer.bos_token_id), *ids, end, *[pad] * (CHUNK_TOKENS - len(ids))]
-
-    def _token_embedding(self) -> nn.Module:
-        find: Any = self.module.get_input_embeddings
-        return find()
-
-    def _replace_vectors(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        del module, args
-        if not self._inject:
-            return output
-        output = output.clone()
-        for row, at, vector in self._inject:
-            output[row, at] = vector.to(output)
-        return output

@@ -233,18 +233,20 @@ class Model:
 
     def _build_encoder(self, family: Family, recipe: Recipe) -> PromptEncoder:
         encoders = [encoder for encoder in family.encoders if encoder.component in self._slots]
-        widths = {encoder.component: self._width(encoder) for encoder in encoders if encoder.kind == "clip"}
+        widths = {encoder.component: self._width(encoder) for encoder in encoders}
+        optional = {encoder.component for encoder in encoders if encoder.kind == "t5"}
         words: dict[str, dict[str, Tensor]] = {word: parts for lora in self.loras for word, parts in lora.words.items()}
         for file in recipe.embeddings:
-            words |= dict.fromkeys(embedding_words(file), load_embedding(file, widths))
+            words |= dict.fromkeys(embedding_words(file), load_embedding(file, widths, optional))
         towers: list[ClipEncoder | T5Encoder] = []
         for encoder in encoders:
             module, tokenizer = self._slots[encoder.component][1], self._slots[encoder.tokenizer][1]
+            vectors = {word: parts[encoder.component] for word, parts in words.items() if encoder.component in parts}
             if encoder.kind == "t5":
                 config: Any = self.denoiser.config
-                towers.append(T5Encoder(module, tokenizer, encoder, _T5_TOKENS if config.guidance_embeds else _T5_TOKENS_SCHNELL))
+                tokens = _T5_TOKENS if config.guidance_embeds else _T5_TOKENS_SCHNELL
+                towers.append(T5Encoder(module, tokenizer, encoder, tokens, vectors))
             else:
-                vectors = {word: parts[encoder.component] for word, parts in words.items() if encoder.component in parts}
                 towers.append(ClipEncoder(module, tokenizer, encoder, vectors))
         return PromptEncoder(towers, tuple(words), zero_empty=self._zero_empty)
 

@@ -5,7 +5,7 @@ Shapes: T tokens, C width of the text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sdbatch.families import Encoder
 from sdbatch.pipeline.emphasis import emphasise
+from sdbatch.pipeline.inject import Injector, Place
 from sdbatch.pipeline.prompt import Span
 
 
@@ -24,32 +25,44 @@ class T5Encoder:
         tokenizer: Its tokenizer.
         encoder: Its place in the family.
         tokens: The least length of an embedding; longer prompts are longer.
+        embeddings: The vectors of each textual-inversion embedding by the word that calls it: [vectors, C]. A word that has none
+            here, as it was made for CLIP alone, is not said to T5.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: Any, encoder: Encoder, tokens: int) -> None:
+    def __init__(self, module: nn.Module, tokenizer: Any, encoder: Encoder, tokens: int, embeddings: Mapping[str, Tensor]) -> None:
         self.module = module
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.tokens = tokens
+        self.embeddings = dict(embeddings)
+        self._injector = Injector(module.get_submodule("encoder.embed_tokens"))
 
     def detach(self) -> None:
-        """Nothing is attached to the module."""
+        """Take the hook off the module."""
+        self._injector.detach()
 
     def encode(self, spans: Sequence[Span], clip_skip: int) -> tuple[Tensor, Tensor | None]:
-        """The tokens [T, C] of a prompt; BREAK and names of embeddings mean nothing here. Never a summary."""
+        """The tokens [T, C] of a prompt; BREAK means nothing here. Never a summary."""
         del clip_skip
         ids: list[int] = []
         weights: list[float] = []
-        for span in (span for span in spans if span.kind == "text"):
-            pieces: list[int] = self.tokenizer(span.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        places: list[Place] = []
+        for span in spans:
+            vectors = self.embeddings.get(span.text, ()) if span.kind == "embedding" else ()
+            places += [(0, len(ids) + at, vector) for at, vector in enumerate(vectors)]
+            pieces = self._read(span.text) if span.kind == "text" else [int(self.tokenizer.pad_token_id)] * len(vectors)
             ids += pieces
             weights += [span.weight] * len(pieces)
         ids.append(int(self.tokenizer.eos_token_id))
         filling = max(0, self.tokens - len(ids))
         ids += [int(self.tokenizer.pad_token_id)] * filling
         device = next(self.module.parameters()).device
-        hidden: Tensor = self.module(torch.tensor([ids], device=device)).last_hidden_state
+        with self._injector.inject(places):
+            hidden: Tensor = self.module(torch.tensor([ids], device=device)).last_hidden_state
         if any(weight != 1.0 for weight in weights):
             padded = torch.tensor([[*weights, *[1.0] * (len(ids) - len(weights))]], device=device)
             hidden = emphasise(hidden, padded.to(hidden.dtype))
         return hidden[0], None
+
+    def _read(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]

@@ -66,6 +66,7 @@ _NOT_RUN: dict[tuple[str, str], str] = {
     ("controlnet", "lllite"): "a ControlNet-LLLite; choose a full ControlNet",
     ("controlnet", "union"): "several ControlNets in one; choose one for a single task",
     ("controlnet", "t2i"): "which is no ControlNet; choose a ControlNet for the same task",
+    ("embedding", "output"): "trained on the outputs of the text encoder, which is not run; choose one of its words",
     ("ip_adapter", "faceid"): "which reads faces by insightface, which is not run; choose ip-adapter-plus-face or ip-adapter-full-face",
     ("image_encoder", "openclip"): "under OpenCLIP's names; use the version for transformers, such as image_encoder=clip_vit_h",
     ("image_encoder", "siglip"): "which no IP-Adapter of SD 1.x or SDXL was trained with; choose a CLIP, such as image_encoder=clip_vit_h",
@@ -134,9 +135,9 @@ def _differ(one: object, other: object) -> bool:
 
 
 def _embedding_fits(file: Identity, base: Identity) -> bool:
-    # An embedding for one of two text encoders would leave its word plain text in the other.
-    widths = _token_widths(base)
-    return not widths or not file.embedding_widths or set(file.embedding_widths) == set(widths)
+    # An embedding for one of two CLIPs would leave its word plain text in the other. To T5 a word without vectors is not said.
+    widths, found = set(_token_widths(base)), set(file.embedding_widths)
+    return not widths or not found or widths - {T5_WIDTH} <= found <= widths
 
 
 def _token_widths(base: Identity) -> tuple[int, ...]:

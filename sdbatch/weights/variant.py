@@ -27,6 +27,9 @@ _IP_ADAPTER_RULES: tuple[Rule, ...] = (
     Rule("plus", any=("^image_proj.latents$", "^image_proj.layers.0.0.")),
 )
 
+_EMBEDDING_RULES: tuple[Rule, ...] = (Rule("output", any=("^clip_l_out$", "^clip_g_out$", "^t5_out$", "^emp_params_out$")),)
+"""OneTrainer's embeddings that are added behind the text encoder."""
+
 _IMAGE_ENCODER_RULES: tuple[Rule, ...] = (
     Rule("openclip", any=("^visual.",)),
     Rule("siglip", any=("vision_model.head.",)),
@@ -53,6 +56,8 @@ def find_variant(header: Header, keys: Keys, kind: str, family: str | None, pred
             return table.get(widths[0]) if widths else None
         case "controlnet":
             return first_match(_CONTROLNET_RULES, keys) or "base"
+        case "embedding":
+            return first_match(_EMBEDDING_RULES, keys)
         case "t2i_adapter":
             return "t2i"
         case "ip_adapter":

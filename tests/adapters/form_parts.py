@@ -54,6 +54,15 @@ class Maker:
         parts = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2, "alpha": torch.tensor(ALPHA)}
         return parts, lambda weight: weight + product
 
+    def loha_of_onetrainer(self) -> Made:
+        """Its factors of a convolution have four dimensions."""
+        parts, merged = self.loha()
+        fours = {key: self._four(key, value) if value.dim() else value for key, value in parts.items()}
+        return (fours if self.kernel else parts), merged
+
+    def _four(self, key: str, factor: Tensor) -> Tensor:
+        return factor.reshape(RANK, *self.shape[1:]) if key.endswith("_b") else factor[:, :, None, None]
+
     def loha_tucker(self) -> Made:
         out, into = self.shape[:2]
         a, b = [self.normal(RANK, out) for _ in range(2)], [self.normal(RANK, into) for _ in range(2)]
@@ -144,6 +153,7 @@ FORMS: dict[str, Callable[[Maker], Made]] = {
     "LoRA": lambda maker: maker.lora(),
     "DyLoRA": lambda maker: maker.dylora(),
     "LoHa": lambda maker: maker.loha(),
+    "LoHa of OneTrainer": lambda maker: maker.loha_of_onetrainer(),
     "LoKr": lambda maker: maker.lokr(),
     "LoKr low": lambda maker: maker.lokr(low_first=True),
     "LoKr full": lambda maker: maker.lokr(low_second=False),

@@ -142,6 +142,11 @@ UNET_DIALECTS: dict[str, Callable[[Any], AdapterFile]] = {
     "ComfyUI": lambda p: in_text(in_denoiser(p, "diffusion_model.", KOHYA, original=True), p, COMFY, KOHYA, flat=False),
     "LyCORIS": lambda p: in_denoiser(p, "lycoris_", KOHYA, flat=True),
 }
+CLIP_H = {"text_encoder": "text_encoders.clip_h.transformer.text_model."}
+SD2_DIALECTS: dict[str, Callable[[Any], AdapterFile]] = {
+    **UNET_DIALECTS,
+    "OneTrainer for ComfyUI": lambda p: in_text(in_denoiser(p, "diffusion_model.", PEFT, original=True), p, CLIP_H, PEFT, flat=False),
+}
 SDXL_DIALECTS: dict[str, Callable[[Any], AdapterFile]] = {**UNET_DIALECTS, "OpenCLIP names": _openclip}
 
 

@@ -20,6 +20,7 @@ from sdbatch.cell import WeightFile
 from tests.adapters.form_parts import FORMS, TUCKER_FORMS
 from tests.adapters.table_files import (
     FLUX_DIALECTS,
+    SD2_DIALECTS,
     SDXL_DIALECTS,
     UNET_DIALECTS,
     AdapterFile,
@@ -32,7 +33,7 @@ from tests.pipeline.models import build_pipeline, save
 from tests.pipeline.zoo import build_flux, build_sd2, build_sdxl
 
 BUILD: dict[str, Callable[[Path], Any]] = {"sd1": build_pipeline, "sd2": build_sd2, "sdxl": build_sdxl, "flux": build_flux}
-DIALECTS = {"sd1": UNET_DIALECTS, "sd2": UNET_DIALECTS, "sdxl": SDXL_DIALECTS, "flux": FLUX_DIALECTS}
+DIALECTS = {"sd1": UNET_DIALECTS, "sd2": SD2_DIALECTS, "sdxl": SDXL_DIALECTS, "flux": FLUX_DIALECTS}
 STRENGTH = 0.7
 
 Build = Callable[[Any], AdapterFile]

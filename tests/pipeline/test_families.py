@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,29 @@ def test_an_embedding_for_both_encoders_of_sdxl(zoo: Zoo, tmp_path: Path) -> Non
     oracle.load_textual_inversion({"e": vectors["clip_g"]}, "ttqx", text_encoder=oracle.text_encoder_2, tokenizer=oracle.tokenizer_2)
     cell = cell_of(model, recipe=model.recipe(embeddings=(file,)), prompt="a Style cat", negative_prompt="bad")
     np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, cell, oracle, prompt="a ttqx cat"))
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_an_embedding_of_flux_is_clip_s_and_t5_s_or_clip_s_alone(t5: bool, zoo: Zoo, tmp_path: Path) -> None:
+    model = zoo("flux_dev")
+    random = torch.Generator().manual_seed(3)
+    vectors = {"clip_l": torch.randn(2, 32, generator=random), **({"t5": torch.randn(3, 32, generator=random)} if t5 else {})}
+    cell = cell_of(model, recipe=model.recipe(embeddings=(save(vectors, tmp_path / "Style.safetensors"),)), prompt="a Style cat")
+    oracle = ZOO["flux_dev"][1](tmp_path / "vocabulary")
+    oracle.load_textual_inversion({"e": vectors["clip_l"]}, "ttqx", text_encoder=oracle.text_encoder, tokenizer=oracle.tokenizer)
+    oracle.tokenizer_2 = copy.deepcopy(model.pipeline.tokenizer_2)  # a vocabulary is trained to other numbers each time
+    if t5:
+        _add_words(oracle, vectors["t5"])
+    theirs = draw_with_diffusers(model, cell, oracle, prompt="a ttqx cat", prompt_2="a<e0><e1><e2>cat" if t5 else "a cat")
+    np.testing.assert_array_equal(draw(cell), theirs)
+    assert (theirs != draw(cell_of(model, prompt="a Style cat"))).any()
+
+
+def _add_words(pipeline: Any, vectors: torch.Tensor) -> None:
+    """New words of T5, with rows of their own in its table."""
+    pipeline.tokenizer_2.add_tokens([f"<e{index}>" for index in range(len(vectors))])
+    pipeline.text_encoder_2.resize_token_embeddings(len(pipeline.tokenizer_2), mean_resizing=False)
+    pipeline.text_encoder_2.get_input_embeddings().weight.data[-len(vectors) :] = vectors
 
 
 def test_t5_reads_long_prompts_whole_and_weights_words(zoo: Zoo) -> None:

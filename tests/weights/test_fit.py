@@ -52,7 +52,17 @@ def test_controlnets_ip_adapters_and_embeddings(read: Read, base: str, made_for:
         ("ip_adapter", d.ip_adapter(width)),
         ("embedding", EMBEDDINGS[made_for]),
     ):
-        assert (find_mismatch(read(tensors), group, model) is None) == (base == made_for), group
+        # FLUX.1 has the CLIP of SD 1.x.
+        fits = base == made_for or (group, base, made_for) == ("embedding", "flux", "sd1")
+        assert (find_mismatch(read(tensors), group, model) is None) == fits, group
+
+
+def test_an_embedding_of_flux_may_have_vectors_for_t5_but_must_have_them_for_clip(read: Read) -> None:
+    flux = read(FLUX)
+    both, alone = {"clip_l": (2, 768), "t5": (2, 4096)}, {"t5": (2, 4096)}
+    assert find_mismatch(read(both), "embedding", flux) is None
+    assert "with 768+4096-wide tokens" in (find_mismatch(read(alone), "embedding", flux) or "")
+    assert find_mismatch(read(both), "embedding", read(d.sd1())) is not None
 
 
 def test_sentences(read: Read) -> None:
@@ -142,6 +152,7 @@ def test_a_file_in_the_wrong_slot_is_named_for_what_it_is(read: Read, slot: str,
         ({**d.diffusers_controlnet(768), "task_embedding": (6, 320)}, "controlnet", "several ControlNets in one"),
         ({"lllite_unet_input_blocks_1_1_attn1_to_q.down.0.weight": (16, 320)}, "controlnet", "a ControlNet-LLLite"),
         ({"adapter.conv_in.weight": (320, 192, 3, 3), "adapter.body.0.resnets.0.block1.weight": (5, 5)}, "controlnet", "is no ControlNet"),
+        ({"emp_params_out": (2, 768)}, "embedding", "trained on the outputs of the text encoder"),
         (d.sd1(8), "checkpoint", "which edits by instruction"),
         (d.sd2(5), "checkpoint", "which needs a depth map"),
         ({**d.ema_of(d.sd1()), **d.ldm_vae()}, "checkpoint", "only averaged weights under names that nothing loads"),
