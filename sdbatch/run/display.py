@@ -13,6 +13,8 @@ from sdbatch.run.supervisor import Tally, Watcher
 REFRESH_S = 0.25
 PLAIN_S = 10.0
 """Between two lines of a log file."""
+BAR_WIDTH = 30
+"""In characters, at the most."""
 TASK_S = 60.0
 """The same in the log of an engine's task."""
 
@@ -114,7 +116,10 @@ class LiveWatcher(Watcher):
         head = Table.grid(padding=(0, 1))
         failed = f"  {tally.failed} failed" if tally.failed else ""
         facts = f"{done}/{tally.total} images  {tally.rate:.2f}/s  {remaining(tally)} left{failed}" if done else f"0/{tally.total} images"
-        head.add_row(Text(self.title, style="bold"), ProgressBar(total=tally.total, completed=done, width=30), Text(facts))
+        title = Text(self.title, style="bold", no_wrap=True, overflow="ellipsis")
+        # What is left of a line, so that a narrow terminal has no second one.
+        width = min(BAR_WIDTH, max(1, self._live.console.width - len(self.title) - len(facts) - 2))
+        head.add_row(title, ProgressBar(total=tally.total, completed=done, width=width), Text(facts, no_wrap=True))
         devices = Table.grid(padding=(0, 1))
         for child in children:
             devices.add_row(Text(f"  {child.place.device}", style="cyan"), Text(child.doing, style="dim"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdbatch.tracking.target import Target
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -41,4 +43,4 @@ class Report:
             left = f"{self.unsent} images not yet sent to MLflow" if self.unsent else "MLflow does not have everything yet"
             return f"{left}: {self.error}\n  Nothing is lost; run `sdbatch track {self.out}` to send the rest.{notices}"
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
-        return f"{self.images} images in {runs} of experiment {self.experiment!r} at {self.uri}{notices}"
+        return f"{self.images} images in {runs} of experiment {self.experiment!r}: {Target(self.uri).viewer}{notices}"

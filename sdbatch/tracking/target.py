@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -45,6 +46,15 @@ class Target:
         """The file of an SQLite store, None for any other."""
         prefix, _, path = self.uri.partition(":///")
         return Path(unquote(path.partition("?")[0])).absolute() if prefix.startswith("sqlite") and path else None
+
+    @property
+    def viewer(self) -> str:
+        """How a person looks at it: the command for an SQLite file, the address of a server."""
+        file = self.sqlite_file
+        if file is None:
+            return self.name
+        path = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        return f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{path}')}"
 
     @property
     def is_server(self) -> bool:

@@ -9,12 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdbatch.errors import SdbatchError
+from sdbatch.plan.estimate import images
 from sdbatch.run.display import duration
 from sdbatch.run.launch import Ending
 from sdbatch.run.outcome import Handed, Outcome, Printed
 from sdbatch.run.projecting import start_tracking
 from sdbatch.tracking.cursor import CURSOR
-from sdbatch.tracking.target import redact
+from sdbatch.tracking.target import Target, default_uri
 
 
 def report(ending: Ending, tracking_uri: str | None) -> int:
@@ -34,7 +35,7 @@ def _handed(ending: Handed) -> list[str]:
     what = "; ".join(str(submission) for submission in ending.submissions)
     head = f"submitted {ending.new}" if ending.new else "nothing submitted, since enough workers are there"
     return [
-        f"{ending.settings.name}: {ending.left} images to make; {head} ({what}).",
+        f"{ending.settings.name}: {images(ending.left)} to make; {head} ({what}).",
         f"  follow   sdbatch status {out} --watch",
         f"  stop     sdbatch stop {out}",
         f"  go on    sdbatch resume {out}",
@@ -61,20 +62,22 @@ def finish(outcome: Outcome, tracking_uri: str | None) -> int:
 def _made(outcome: Outcome) -> list[str]:
     tally = outcome.tally
     if not tally.total:
+        all_of_it = "the image is" if outcome.cells == 1 else f"all {outcome.cells} images are"
         return [
-            f"{outcome.settings.name}: all {outcome.cells} images are made already; nothing to do.",
+            f"{outcome.settings.name}: {all_of_it} made already; nothing to do.",
             f"  images   {outcome.folder.images}/",
         ]
-    images = f"  images   {outcome.folder.images}/"
+    place = f"  images   {outcome.folder.images}/"
     if outcome.settings.format != "files":
-        images = f"  dataset  {outcome.folder.blocks}/  ({outcome.settings.format})"
+        place = f"  dataset  {outcome.folder.blocks}/  ({outcome.settings.format})"
     elif outcome.cells == 1 and outcome.done:
-        images = f"  image    {next(outcome.folder.images.rglob('*.png'))}"
+        place = f"  image    {next(outcome.folder.images.rglob('*.png'))}"
     took_s = time.monotonic() - tally.started_s
     failed = f", {tally.failed} failed" if tally.failed else ""
-    made = f"{tally.made} images made in {duration(took_s)} ({tally.rate:.2f}/s){failed}"
+    rate = f" ({tally.rate:.2f}/s)" if tally.made else ""
+    made = f"{images(tally.made)} made in {duration(took_s)}{rate}{failed}"
     head = f"{outcome.settings.name}: {made}; {outcome.done} of {outcome.cells} are there."
-    return [head, images]
+    return [head, place]
 
 
 def _guarded(what: str, outcome: Outcome, action: Callable[[Outcome], list[str]]) -> list[str]:
@@ -88,10 +91,12 @@ def _grid(outcome: Outcome) -> list[str]:
     if not outcome.settings.grid or not 2 <= outcome.cells <= outcome.settings.grid_limit:
         return []
     if not outcome.tally.total and outcome.folder.grid_png.is_file():
-        return [f"  grid     {outcome.folder.grid_png}"]
-    from sdbatch.verbs.grid import draw_folder
+        picture = outcome.folder.grid_png
+    else:
+        from sdbatch.verbs.grid import draw_folder
 
-    return [f"  grid     {draw_folder(outcome.folder)}"]
+        picture = draw_folder(outcome.folder)
+    return [f"  grid     {picture}  (grid.html beside it, in a browser)"]
 
 
 def _track(outcome: Outcome, uri: str | None) -> Callable[[], list[str]]:
@@ -99,8 +104,8 @@ def _track(outcome: Outcome, uri: str | None) -> Callable[[], list[str]]:
     if outcome.settings.tracking == "none" or not (outcome.done or outcome.tally.failed):
         return list
     if not outcome.tally.total and (outcome.folder.path / CURSOR).is_file():
-        place = f", to {redact(uri)}" if uri else ""
-        return lambda: [f"  mlflow   sent before{place}; `sdbatch track {outcome.folder.path}` sends what is missing"]
+        viewer = Target(uri or default_uri(outcome.folder.path)).viewer
+        return lambda: [f"  mlflow   sent before: {viewer}"]
     process = start_tracking(outcome.folder, outcome.settings, uri)
 
     def wait() -> list[str]:
@@ -119,7 +124,9 @@ def _how_to_go_on(outcome: Outcome) -> list[str]:
     if outcome.tally.failed:
         lines.append(f"{outcome.tally.failed} failed: `sdbatch status {outcome.folder.path}` lists them with the reasons.")
     if left > 0:
-        lines.append(f"{left} images are left. Go on: sdbatch resume {outcome.folder.path}")
+        lines.append(f"{images(left)} left. Go on: sdbatch resume {outcome.folder.path}")
+    elif outcome.tally.signal_number:
+        lines.append(f"What comes after the images is left. Go on: sdbatch resume {outcome.folder.path}")
     with suppress(ValueError):
         lines = [line.replace(str(Path.cwd()) + "/", "") for line in lines]
     return lines

@@ -67,7 +67,7 @@ def _head(folder: SweepFolder, progress: Progress) -> list[str]:
     counts = progress.counts
     faults = counts["failed"] + counts["nan"] + counts["flat"]
     lines = [f"{progress.name}: {counts['ok']} of {progress.cells} images made, {faults} failed, {progress.left} left ({folder.path})"]
-    if progress.images_per_s and progress.left:
+    if progress.images_per_s and progress.left and progress.busy:
         left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
         lines.append(f"  rate     {progress.images_per_s:.2f} images/s{left}; {len(progress.busy)} workers at work")
     workers = [

@@ -61,7 +61,7 @@ def test_a_deleted_image_is_made_again_and_nothing_else(workspace: Path, sdbatch
     assert status.returncode == 1
     assert "5 of 6 images made" in status.stdout
     again = sdbatch("resume", "sweep")
-    assert "1 images made" in again.stdout
+    assert "1 image made" in again.stdout
     assert images(workspace / "sweep") == before
     assert len(rows(workspace / "sweep")) == 6
 
