@@ -57,12 +57,17 @@ class Claims:
     def _done(self, shard: int) -> Path:
         return self.folder / f"{shard // GROUP_SHARDS:04d}/{shard:06d}.done"
 
+    @property
+    def are_open(self) -> bool:
+        """Whether the sweep goes on: its claims go when it has ended."""
+        return self.folder.is_dir()
+
     def take(self, shard: int) -> bool:
-        """Claim a shard that is free. False when it is held or finished."""
+        """Claim a shard that is free. False when it is held or finished, and when the sweep has ended."""
         with explained("cannot claim work in", self.folder):
             try:
                 handle = self._write(self._open(shard))
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError):
                 return False
             return self._keep(shard, handle)
 
@@ -163,7 +168,8 @@ class Claims:
             try:
                 self._open(shard).replace(self._done(shard))
             except FileNotFoundError:
-                os.close(os.open(self._done(shard), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+                with suppress(FileNotFoundError):  # the sweep has ended: who closed it saw the rows
+                    os.close(os.open(self._done(shard), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
         self._forget(shard)
 
     def drop(self, shard: int) -> None:

@@ -38,7 +38,7 @@ class Share:
             if self.claims.take(shard):
                 yield shard
                 last = shard
-        while True:
+        while self.claims.are_open:
             free, held = self._look()
             took = False
             for shard in self._by_nearness(free, last):

@@ -22,6 +22,7 @@ from sdbatch.run.batch import Batch, batch_size_name, block_cells, cut_blocks
 from sdbatch.run.claim import Claims
 from sdbatch.run.crash import Crash, Crashes
 from sdbatch.run.device import Place
+from sdbatch.run.lease import signature_of
 from sdbatch.run.message import Broken, Committed, Idle, Loading, Making, Refused, Reporter, Step
 from sdbatch.run.pulse import Pulse
 from sdbatch.run.settings import Settings
@@ -48,6 +49,7 @@ class Worker:
     stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
+        self.planned = signature_of(self.folder.plan.stat())
         self.plan = PlanFile(self.folder.plan)
         self.about = self.folder.read_about()
         self.settings = Settings.from_dict(self.about["settings"])
@@ -99,6 +101,8 @@ class Worker:
             self.reporter.send(Loading("nothing: waiting for the last shards of other workers"))
             with self.pulse.busy():
                 self.stop.wait(seconds)
+            if signature_of(self.folder.plan.stat()) != self.planned:
+                raise Stopped  # the sweep has ended meanwhile, and another begun: these are not the shards of this plan
 
         try:
             with self.claims.beating():

@@ -9,7 +9,7 @@ import pytest
 from sdbatch.results.disk import Process
 from sdbatch.run.claim import Claims
 from sdbatch.run.lease import Owner
-from sdbatch.run.roster import clear
+from sdbatch.run.roster import clear, remove
 from sdbatch.run.share import LINGERING, Share
 
 
@@ -114,3 +114,14 @@ def test_the_many_do_not_wait_and_nobody_waits_for_a_process_of_this_machine(fol
     clear(folder)
     Claims(folder, "b").take(1)
     assert list(Share(Claims(folder, "a"), [0, 0], 0, 2).iter_claimed(never)) == [0]
+
+
+def test_a_sweep_that_has_ended_is_left_without_a_word(folder: Path) -> None:
+    """Who closes it takes the claims away, whoever still looks for work or has just finished some."""
+    claims = Claims(folder, "a")
+    share = Share(claims, [0, 0, 0], 0, 1).iter_claimed(never)
+    first = next(share)
+    remove(folder)
+    claims.finish(first)
+    assert not claims.take(1)
+    assert list(share) == [] and not folder.exists()

@@ -27,7 +27,7 @@ from sdbatch.run.device import Place
 from sdbatch.run.message import Reporter
 from sdbatch.run.prepare import prepare
 from sdbatch.run.progress import iter_failures, measure
-from sdbatch.run.roster import clear
+from sdbatch.run.roster import clear, remove
 from sdbatch.run.settle import settle, take_up
 from sdbatch.run.worker import Worker
 from tests.conftest import BASE
@@ -108,6 +108,23 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_shard_and_nothing_is_there_
     assert len(started) == 3, "it made the batch it had begun, and no more of what was not its own"
     assert [row | {"png": 0} for row in content(folder)] == [row | {"png": 0} for row in content(whole)]
     assert measure(folder, full=True).repeated == 0 and verify(folder, full=True).is_sound
+
+
+def test_a_worker_that_waits_while_another_sweep_begins_in_the_folder_touches_none_of_its_shards(
+    begin: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin("sweep", "seed=range(0,8)")
+    Claims(folder.claims, "worker-1").take(0)
+    next(folder.claims.glob("*/000000")).write_text("worker-1\nelsewhere/1/1 7 1\n")
+    worker = Worker(folder, Place(0, 2), Reporter(io.StringIO()))
+
+    def sleep(seconds: float) -> None:
+        remove(folder.claims)
+        begin("sweep", "seed=range(8,16)")
+
+    monkeypatch.setattr(worker.stop, "wait", sleep)
+    assert worker.run() == 0
+    assert not folder.parts() and not list(folder.claims.glob("*/*"))
 
 
 def test_blocks_are_cut_by_the_plan_alone() -> None:
