@@ -82,6 +82,10 @@ class Draft:
             return np.where(swept >= 0, swept == 1, constant)
         if not any(has(plain, key) for plain in self.groups):
             raise ConfigError(f"matrix.exclude: there is no key {key}.")
+        if all(isinstance(get(plain, key), dict) for plain in self.groups):
+            raise ConfigError(
+                f"matrix.exclude: {key} chooses options and is not swept here, so it leaves nothing out. Take it out of there."
+            )
         return constant
 
 

@@ -146,6 +146,11 @@ def test_excluding_everything_is_said() -> None:
         plan_of("seed=1,2", "matrix.exclude=[{steps:20}]")
 
 
+def test_excluding_an_option_that_is_not_swept_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"matrix\.exclude: sampler chooses options and is not swept here"):
+        plan_of("seed=1,2", "sampler=euler", "matrix.exclude=[{sampler:euler,seed:2}]")
+
+
 def test_block_weights_are_an_axis_in_presets_and_numbers_and_checked_for_the_family() -> None:
     plan = plan_of("lora=[red]", "lora.red.blocks=MIDD,NONE", "seed=1,2")
     assert [plan.cell(index).strengths[0].blocks for index in range(4)] == ["MIDD", "MIDD", "NONE", "NONE"]
