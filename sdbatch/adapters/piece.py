@@ -64,17 +64,17 @@ def join_all(pieces: Mapping[str, Piece], tensors: Mapping[str, Tensor]) -> Tens
     return {name: join(piece, [tensors[part] for part in piece.names]) for name, piece in pieces.items()}
 
 
-def read_component(state: Tensors, names: Names) -> Tensors:
+def read_component(state: Tensors, names: Names, *, is_denoiser: bool = False) -> Tensors:
     """The tensors of one component, in either spelling, under the names of its module.
 
-    What begins like no part of the component is left out (a schedule, a loss); an unknown layer within it is kept, so that the
-    module refuses it.
+    An unknown layer is kept, so that the module refuses it. What begins like no part of the component is left out (a schedule, a
+    loss, the picture half of a CLIP); of a denoiser, whose files hold no such things, only what is no layer: a marker, a schedule.
     """
     found: Tensors = {}
     for key, tensor in state.items():
         if piece := names.read(key):
             found.update({name: part.contiguous() for name, part in split(piece, tensor).items()})
-        elif key.partition(".")[0] in names.roots:
+        elif key.partition(".")[0] in names.roots or (is_denoiser and "." in key):
             found[key] = tensor
     return found
 

@@ -23,7 +23,7 @@ def _rename_image_part(naming: str) -> Callable[[Tensors, Mapping[str, Any]], Te
     def rename(state: Tensors, config: Mapping[str, Any]) -> Tensors:
         del config
         names = names_of(naming, state)
-        return read_component(state, names) if names.is_original(state) else state
+        return read_component(state, names, is_denoiser=naming != "vae") if names.is_original(state) else state
 
     return rename
 

@@ -148,6 +148,17 @@ def test_a_flux_transformer_alone_with_its_parts_from_files(prefix: str, keys: s
         DiffusersEngine("cpu", 1).prepare(replace(recipe, text_encoder_2=None))
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "flux_dev"])
+def test_a_layer_that_the_denoiser_has_not_is_refused_and_a_marker_is_none(name: str, zoo: Zoo, tmp_path: Path) -> None:
+    model = zoo(name)
+    state = ZOO[name][2](model.pipeline)
+    marked = save({**state, "model.diffusion_model.marker": torch.ones(1)}, tmp_path / "marked.safetensors")
+    DiffusersEngine("cpu", 1).prepare(model.recipe(checkpoint=marked))
+    stranger = save({**state, "model.diffusion_model.mystery.weight": torch.ones(2)}, tmp_path / "stranger.safetensors")
+    with pytest.raises(WeightFileError, match=r"1 keys are left over \(first mystery\.weight\)"):
+        DiffusersEngine("cpu", 1).prepare(model.recipe(checkpoint=stranger))
+
+
 def test_an_sdxl_unet_alone_with_its_parts_from_files(zoo: Zoo, tmp_path: Path) -> None:
     model = zoo("sdxl")
     parts = {name: as_file(tmp_path / "parts" / name) for name in ("vae", "text_encoder", "text_encoder_2")}
