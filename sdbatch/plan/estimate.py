@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sdbatch.cell import Recipe
+from sdbatch.cell import SINGLE_PARTS, STACKS, Recipe
 from sdbatch.errors import SdbatchError
 from sdbatch.plan.plan import Plan, Slice
 from sdbatch.plan.tree import get
@@ -19,6 +19,14 @@ from sdbatch.weights.upscaler import USUAL_SCALE, find_scale
 PNG_BYTES_PER_PIXEL = 1.8
 """Of photo-like pictures at the compression level that is used; flat drawings take less."""
 SHOWN_RECIPES = 12
+TITLES = {
+    "vae": "VAE",
+    "lora": "LoRA",
+    "controlnet": "ControlNet",
+    "ip_adapter": "IP-Adapter",
+    "image_encoder": "image encoder",
+}
+"""Groups that are not called by their name."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +36,28 @@ class Estimate:
     loads: str
     """How often each kind of weight changes, in the plan's order."""
     recipes: list[str]
-    disk_gb: float
-
-    @property
-    def disk(self) -> str:
-        """The disk space as people say it."""
-        return f"{self.disk_gb:.1f} GB" if self.disk_gb >= 1.0 else f"{math.ceil(self.disk_gb * 1000)} MB"
+    disk_bytes: float
+    """Of the images."""
+    memory_bytes: int
+    """Of the weights of the largest recipe, in the files' own number formats."""
+    work_step_px: float
+    """Steps times pixels of all cells that are left."""
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Count loads in plan order and pixels."""
+    """Count loads in plan order, pixels and bytes."""
     made, left = plan.recipe_cells
     counts = (made + left).tolist()
     texts = [f"{describe(recipe)}: {images(count)}" for recipe, count in zip(plan.recipes, counts, strict=True)]
     if len(texts) > SHOWN_RECIPES:
         texts = [*texts[:SHOWN_RECIPES], f"... and {len(texts) - SHOWN_RECIPES} more"]
-    return Estimate(_loads(plan.recipes), texts, _pixels(plan) * PNG_BYTES_PER_PIXEL / 1e9)
+    pixels, work = _pixels(plan)
+    return Estimate(_loads(plan.recipes), texts, pixels * PNG_BYTES_PER_PIXEL, max(map(_weight_bytes, plan.recipes), default=0), work)
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: `3 MB`, `6.9 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
 
 
 def images(count: int) -> str:
@@ -58,35 +72,42 @@ def describe(recipe: Recipe) -> str:
 
 
 def _loads(recipes: list[Recipe]) -> str:
-    parts = {
+    parts: dict[str, list[object]] = {
         "checkpoint": [recipe.checkpoint for recipe in recipes],
         "merge": [recipe.merge for recipe in recipes],
-        "VAE": [recipe.vae for recipe in recipes],
-        "upscaler": [recipe.upscaler for recipe in recipes],
-        "LoRA stack": [recipe.loras for recipe in recipes],
-        "embeddings": [recipe.embeddings for recipe in recipes],
-        "hypernetworks": [recipe.hypernetworks for recipe in recipes],
-        "ControlNets": [recipe.controlnets for recipe in recipes],
-        "IP-Adapters": [recipe.ip_adapters for recipe in recipes],
-        "image encoders": [recipe.image_encoders for recipe in recipes],
+        **{TITLES.get(group, group.replace("_", " ")): [recipe.part(group) for recipe in recipes] for group in SINGLE_PARTS},
+        **{f"{TITLES.get(group, group)} stack": [recipe.stack(group) for recipe in recipes] for group in STACKS},
     }
     told: list[str] = []
     for name, values in parts.items():
         changes = sum(1 for before, after in zip([None, *values], values, strict=False) if after and after != before)
         if changes:
-            told.append(f"{changes} {name}{'s' if changes > 1 and not name.endswith('s') else ''}")
+            told.append(f"{changes} {name}{'s' if changes > 1 else ''}")
     return ", ".join(told)
 
 
-def _pixels(plan: Plan) -> float:
-    """Pixels of all finished pictures."""
+def _weight_bytes(recipe: Recipe) -> int:
+    files = [recipe.checkpoint, *(file for _, _, file in recipe.parts())]
+    return sum(_file_bytes(Path(file.path)) for file in files)
+
+
+def _file_bytes(path: Path) -> int:
+    """Of a diffusers folder: of the weights in it; 0 for what is not there, as in a rehearsal."""
+    files = path.rglob("*.safetensors") if path.is_dir() else [path] if path.is_file() else []
+    return sum(file.stat().st_size for file in files)
+
+
+def _pixels(plan: Plan) -> tuple[float, float]:
+    """Pixels of all finished pictures; steps times denoised pixels of those that are not made yet."""
     own_scale = np.array([_scale(recipe) for recipe in plan.recipes])
-    total = 0.0
+    finished = work = 0.0
     for cells in plan.iter_slices():
         scale = _numbers(plan, "upscaler.scale", cells)
         scale = np.where(np.isnan(scale), own_scale[cells.recipe], scale)
-        total += float((_numbers(plan, "width", cells) * _numbers(plan, "height", cells) * scale**2).sum())
-    return total
+        pixels = _numbers(plan, "width", cells) * _numbers(plan, "height", cells)
+        finished += float((pixels * scale**2).sum())
+        work += float((pixels * _numbers(plan, "steps", cells))[cells.shard >= 0].sum())
+    return finished, work
 
 
 def _numbers(plan: Plan, key: str, cells: Slice) -> npt.NDArray[np.float64]:

@@ -16,13 +16,12 @@ from sdbatch.config.launcher import read_launcher
 from sdbatch.config.schema import identity_defaults
 from sdbatch.config.sweep import Request, read_request, read_space
 from sdbatch.errors import ConfigError
-from sdbatch.plan.cells import prune
 from sdbatch.plan.draft import Sweep, expand
 from sdbatch.plan.files import FileBook
-from sdbatch.plan.identity import canonical
+from sdbatch.plan.identity import canonical, leaves
 from sdbatch.plan.plan import Plan
 from sdbatch.plan.resolve import resolve
-from sdbatch.plan.tree import Tree, overlay
+from sdbatch.plan.tree import Tree, get, overlay
 from sdbatch.run.settings import Settings, read_settings
 
 
@@ -100,24 +99,16 @@ def _name(arguments: Arguments, base: Composition) -> str:
 def _out(config: Tree, name: str, axes: dict[str, int]) -> Path:
     """The sweep's folder: the same for the same command, and for one that only changes the values of an axis.
 
-    So repeating a command finds what is made, and a longer axis adds to it.
+    So repeating a command finds what is made, and a longer axis adds to it; a key that a later version brings changes nothing.
     """
     if config["out"] is not None:
         return Path(config["out"]).expanduser()
-    fixed = prune(config, identity_defaults())
-    for key in axes:
-        _drop(fixed, key)
+    defaults, swept = identity_defaults(), [key.lstrip("+~") for key in axes]
+    fixed = {
+        path: value
+        for key, path, pattern in leaves(config, defaults)
+        if (value := get(config, key)) != defaults[pattern] and not any(key == axis or key.startswith(f"{axis}.") for axis in swept)
+    }
     digest = hashlib.sha256(f"{canonical(fixed)} {sorted(axes)}".encode()).hexdigest()[:6]
     slug = re.sub(r"[^\w+-]+", "-", name).strip("-").lower() or "sweep"
     return Path(config["paths"]["outputs"]).expanduser() / f"{slug}_{digest}"
-
-
-def _drop(tree: Tree, path: str) -> None:
-    """Remove a swept key; of a swept stack, all of its items."""
-    *parents, last = path.lstrip("+~").split(".")
-    for part in parents:
-        node = tree.get(part)
-        if not isinstance(node, dict):
-            return
-        tree = node
-    tree.pop(last, None)

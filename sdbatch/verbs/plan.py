@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sdbatch.config.arguments import read_arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sdbatch.plan.plan import Plan
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -15,19 +21,33 @@ def main(arguments: Sequence[str]) -> int:
         from sdbatch.verbs.show import show
 
         return show(asked)
-    from sdbatch.plan.estimate import estimate, images
+    from sdbatch.plan.estimate import estimate, images, size
     from sdbatch.results.folder import SweepFolder
     from sdbatch.results.reader import read_index
     from sdbatch.run.prepare import prepare
 
     job = prepare(asked)
     folder = SweepFolder(job.out)
-    made = len(job.plan.adopt(read_index(folder).done).made) if folder.is_sweep else 0
-    told = estimate(job.plan)
-    lines = [f"{job.settings.name}: {images(len(job.plan))} in {job.out}" + (f", {made} of them made already" if made else "")]
+    plan = job.plan.adopt(read_index(folder).done) if folder.is_sweep else job.plan
+    told = estimate(plan)
+    made = f", {len(plan.made)} of them made already" if len(plan.made) else ""
+    lines = [f"{job.settings.name}: {images(len(plan))} in {job.out}{made}"]
     lines += [f"  axis     {key}: {count}" for key, count in job.axes.items()]
-    lines += [f"  recipes  {len(job.plan.recipes)}; loads: {told.loads}"]
+    lines += [f"  recipes  {len(plan.recipes)}; loads: {told.loads}"]
     lines += [f"  recipe   {text}" for text in told.recipes]
-    lines += [f"  disk     about {told.disk} of images", f"  shards   {job.plan.shards}"]
+    lines += [f"  disk     about {size(told.disk_bytes)} of images", f"  memory   {size(told.memory_bytes)} of weights at a time"]
+    lines += [f"  time     {_time(plan, job.out, told.work_step_px)}", f"  shards   {plan.shards}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _time(plan: Plan, out: Path, work_step_px: float) -> str:
+    from sdbatch.plan.pace import find_pace
+    from sdbatch.run.display import duration
+
+    if not work_step_px:
+        return "none: all is made"
+    pace = find_pace(out, {recipe.checkpoint.sha256 for recipe in plan.recipes})
+    if pace is None:
+        return "not known before images of these checkpoints were made here"
+    return f"about {duration(work_step_px * pace.s_per_step_px)} on one {pace.device}, as in {pace.sweep}"

@@ -46,7 +46,7 @@ def test_none_is_the_picture_as_it_always_was(networks: Path) -> None:
 @pytest.mark.usefixtures("networks")
 def test_the_estimate_counts_finished_pixels() -> None:
     def disk(*overrides: str) -> float:
-        return estimate(plan_of(*overrides)).disk_gb
+        return estimate(plan_of(*overrides)).disk_bytes
 
     one = disk()
     assert disk("upscaler=4x_sharp") == pytest.approx(16 * one)
