@@ -117,7 +117,7 @@ def expand(sweep: Sweep) -> Draft:
     labels = {key: column for key, column in columns.items() if sweep.is_choice(key) or not _is_leaf(base, key)}
     choices = Parts.of(sizes, labels.values())
     groups = _compose_each(sweep, choices, labels)
-    faults = _Faults()
+    faults = FaultList()
     plains = [_with_fixed(item, sweep.fixed, faults) for item in groups]
     leaves = {
         key: replace(column, values=_convert(groups, choices, key, column, faults)) for key, column in columns.items() if key not in labels
@@ -138,7 +138,7 @@ def _compose_each(sweep: Sweep, choices: Parts, labels: Mapping[str, Column]) ->
     points = choices.points(np.arange(len(choices)))
     chosen = [(key, column.values, column.at(points)) for key, column in labels.items()]
     groups: list[Composed] = []
-    faults = _Faults()
+    faults = FaultList()
     for group in range(len(choices)):
         overrides = [f"{key}={_override_value(values[codes[group]])}" for key, values, codes in chosen if codes[group] >= 0]
         try:
@@ -167,7 +167,7 @@ def _override_value(value: Any) -> str:
             return str(value)
 
 
-def _with_fixed(item: Composed, fixed: Mapping[str, Any], faults: _Faults) -> Tree:
+def _with_fixed(item: Composed, fixed: Mapping[str, Any], faults: FaultList) -> Tree:
     values: Tree = {}
     for key, value in fixed.items():
         try:
@@ -177,7 +177,7 @@ def _with_fixed(item: Composed, fixed: Mapping[str, Any], faults: _Faults) -> Tr
     return overlay(item.plain, values)
 
 
-def _convert(groups: Sequence[Composed], choices: Parts, key: str, column: Column, faults: _Faults) -> Sequence[Any]:
+def _convert(groups: Sequence[Composed], choices: Parts, key: str, column: Column, faults: FaultList) -> Sequence[Any]:
     """The column's values by the schema; faults for groups that lack the key."""
     owner: Composed | None = None
     for index in _groups_with(choices, column):
@@ -217,18 +217,20 @@ def _tail(error: ConfigError, key: str) -> str:
     return text.removeprefix(f"{key}: ").removeprefix(f"{key} ")
 
 
-class _Faults:
-    """Collects faults; of many of one key only the first are listed."""
+class FaultList:
+    """Faults of a plan; of many of one key only the first are listed."""
 
     def __init__(self) -> None:
         self.by_key: dict[str, list[str]] = {}
 
     def add(self, key: str, message: str) -> None:
+        """One more; the same fault counts once."""
         messages = self.by_key.setdefault(key, [])
         if message not in messages:
             messages.append(message)
 
     def all(self) -> list[Fault]:
+        """All that are listed."""
         found: list[Fault] = []
         for key, messages in self.by_key.items():
             found += [Fault(key, message) for message in messages[:FAULTS_PER_KEY]]
@@ -237,8 +239,6 @@ class _Faults:
         return found
 
     def raise_if_any(self) -> None:
+        """Raises PlanError with all of them."""
         if found := self.all():
             raise PlanError(found)
-
-
-FaultList = _Faults

@@ -1,8 +1,11 @@
 """The cells of a sweep in the order of a plan, by index arithmetic: any stretch of it is computed without the rest.
 
-Cells of one class come together; within a class they keep the order in which they are written. A class is a set of parts
-of the space (`Parts`), and each part a product of subsets of the axes, so its cells are counted and found axis by axis,
-as digits of a number whose bases depend on the digits before.
+Cells of one class (the same weights, the same batches) come together; within a class they keep the order in which they are
+written. So `seed=1,2,3 width=64,128` is the order 1x64 2x64 3x64 1x128 2x128 3x128: the class at which a place lies says
+64 or 128, and what is left of the place is the number of the seed.
+
+A class is a set of parts of the space (`Parts`), and each part a product of subsets of the axes. So its cells are counted
+and found axis by axis, as the digits of a number whose bases depend on the digits before: a tree with a level for each axis.
 """
 
 from __future__ import annotations
@@ -92,7 +95,7 @@ class Order:
         if axis == self._axes:
             return []
         if len(node.below) == 1:
-            place, rest = np.divmod(rest, node.below[0].count) if node.below[0].count > 1 else (rest, np.zeros_like(rest))
+            place, rest = np.divmod(rest, node.below[0].count)
             return [place if node.points is None else node.points[place], *self._walk(node.below[0], axis + 1, rest)]
         place = np.searchsorted(node.starts, rest, side="right") - 1
         rest, which = rest - node.starts[place], node.which[place]

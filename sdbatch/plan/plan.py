@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from sdbatch.cell import Cell, Recipe, WeightFile
 from sdbatch.plan.axis import Codes, Column, Points
+from sdbatch.plan.bitmap import Bitmap
 from sdbatch.plan.cells import cell_of
-from sdbatch.plan.chosen import Chosen
-from sdbatch.plan.names import Names
+from sdbatch.plan.image_ids import ImageIds
 from sdbatch.plan.order import Order
 from sdbatch.plan.part import Parts
 from sdbatch.plan.repeat import find_repeated
@@ -59,13 +59,13 @@ class Plan:
     """Swept group choices, as typed."""
     choices: Parts
     """The space by configuration."""
-    names: Names
+    image_ids: ImageIds
     order: Order
     recipe_of_class: Codes
     """The recipe of each class of the order; rising."""
-    left: Chosen
+    left: Bitmap
     """Which cells of the order need work."""
-    made: Chosen
+    made: Bitmap
     """Which of them were made before this plan; they come first."""
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Plan:
         own = recipe[len(before) :]
         place = np.arange(len(own)) + max(first - made, 0) - np.cumsum([0, *self.recipe_cells[1]])[own]
         shard = np.concatenate([np.full(len(before), -1), self._shards_before[own] + place // self._shard_cells])
-        return Slice(points, self.choices.at(points), recipe, shard, self.names.at(points))
+        return Slice(points, self.choices.at(points), recipe, shard, self.image_ids.at(points))
 
     def iter_slices(self) -> Iterator[Slice]:
         """All cells, some at a time."""
@@ -118,16 +118,16 @@ class Plan:
 
         def slices() -> Iterator[tuple[Codes, Codes, IdArray]]:
             for places, points in self._iter_left():
-                yield places, np.ravel_multi_index(list(points), self.choices.sizes), self.names.at(points)
+                yield places, np.ravel_multi_index(list(points), self.choices.sizes), self.image_ids.at(points)
 
-        repeated = Chosen.of(len(self.order), find_repeated(len(self.left), slices))
+        repeated = Bitmap.of(len(self.order), find_repeated(len(self.left), slices))
         return replace(self, left=self.left.without(repeated))
 
     def adopt(self, done: Ids) -> Plan:
         """The same plan without work for cells that are done: these come first, the rest is cut into shards anew."""
         if not done:
             return self
-        made = Chosen.of(len(self.order), (places[done.contains(self.names.at(points))] for places, points in self._iter_left()))
+        made = Bitmap.of(len(self.order), (places[done.contains(self.image_ids.at(points))] for places, points in self._iter_left()))
         return replace(self, made=made, left=self.left.without(made))
 
     def _iter_left(self) -> Iterator[tuple[Codes, Points]]:

@@ -11,16 +11,16 @@ from sdbatch.cell import SINGLE_PARTS, STACKS, Recipe, WeightFile
 from sdbatch.errors import SdbatchError
 from sdbatch.hub.address import is_address
 from sdbatch.plan.axis import Codes
+from sdbatch.plan.bitmap import Bitmap
 from sdbatch.plan.cells import RECIPE_LEAVES, prune, recipe_of
-from sdbatch.plan.chosen import Chosen
 from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.family_rule import FAMILY_KEYS, family_fault
 from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import FILE_LEAVES
 from sdbatch.plan.image_encoder import choose_encoders
+from sdbatch.plan.image_ids import ImageIds
 from sdbatch.plan.kind import Kinds, divide, iter_values
-from sdbatch.plan.names import Names
 from sdbatch.plan.order import Order
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
 from sdbatch.plan.plan import Plan, recipe_order
@@ -65,7 +65,7 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
     for fault in check_recipes([item for item in recipes if item.engine != "rehearsal"], book.catalog):
         faults.add(fault.key, fault.message)
     faults.raise_if_any()
-    names = Names(draft, defaults, {key: file.sha256 for key, file in files.items()})
+    image_ids = ImageIds(draft, defaults, {key: file.sha256 for key, file in files.items()})
     rank = recipe_order(recipes)
     order, of_class = _order(kinds, rank[recipe], _batch_codes(draft, kinds))
     plan = Plan(
@@ -76,11 +76,11 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
         columns=draft.columns,
         labels=draft.labels,
         choices=draft.choices,
-        names=names,
+        image_ids=image_ids,
         order=order,
         recipe_of_class=of_class,
-        left=Chosen.all(len(order)),
-        made=Chosen.of(len(order), ()),
+        left=Bitmap.all(len(order)),
+        made=Bitmap.of(len(order), ()),
     )
     return plan.without_repeated()
 

@@ -14,9 +14,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sdbatch.errors import ConfigError
-from sdbatch.plan import names, plan, repeat, store
+from sdbatch.plan import image_ids as ids_module
+from sdbatch.plan import plan, repeat, store
 from sdbatch.plan.axis import Column, number_rows
-from sdbatch.plan.chosen import BLOCK, Chosen
+from sdbatch.plan.bitmap import BLOCK, Bitmap
 from sdbatch.plan.order import Order
 from sdbatch.plan.part import Parts
 from sdbatch.plan.store import PlanFile, write_plan
@@ -55,14 +56,14 @@ def test_any_stretch_of_the_order_is_that_of_a_stable_sort(space: tuple[tuple[in
 
 @given(st.sets(st.integers(0, 3 * BLOCK - 1), max_size=60), st.sets(st.integers(0, 3 * BLOCK - 1), max_size=60), st.integers(0, 60))
 @settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate])
-def test_chosen_numbers_are_found_by_place(chosen: set[int], others: set[int], first: int) -> None:
+def test_numbers_of_a_bitmap_are_found_by_place(chosen: set[int], others: set[int], first: int) -> None:
     numbers = np.array(sorted(chosen), dtype=np.int64)
-    found = Chosen.of(3 * BLOCK, np.array_split(numbers, 3))
+    found = Bitmap.of(3 * BLOCK, np.array_split(numbers, 3))
     assert len(found) == len(chosen)
     first = min(first, len(chosen))
     assert found.take(first, len(chosen)).tolist() == numbers[first:].tolist()
     assert [found.rank(bound) for bound in (0, 7, BLOCK, 3 * BLOCK)] == [int((numbers < bound).sum()) for bound in (0, 7, BLOCK, 3 * BLOCK)]
-    rest = found.without(Chosen.of(3 * BLOCK, [np.array(sorted(others), dtype=np.int64)]))
+    rest = found.without(Bitmap.of(3 * BLOCK, [np.array(sorted(others), dtype=np.int64)]))
     assert rest.take(0, len(rest)).tolist() == sorted(chosen - others)
 
 
@@ -80,7 +81,7 @@ class TestPlans:
         for module, name, value in (
             (plan, "SLICE_CELLS", 7),
             (repeat, "COMPARED_CELLS", 10),
-            (names, "TABLE_VALUES", 1),
+            (ids_module, "TABLE_VALUES", 1),
             (store, "ROW_GROUP_CELLS", 5),
         ):
             monkeypatch.setattr(module, name, value)

@@ -1,4 +1,4 @@
-"""Names the images of some cells at a time: what is constant is summed once per configuration, values once per column."""
+"""ImageIds the images of some cells at a time: what is constant is summed once per configuration, values once per column."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TABLE_VALUES = 16_000_000
 """A column of more values is hashed again for each slice of cells: a table of it would take 16 bytes a value."""
 
 
-class Names:
-    """The ids of cells, as `sdbatch.plan.identity` defines them."""
+class ImageIds:
+    """The ids of the cells of a draft, as `sdbatch.plan.identity` defines them."""
 
     def __init__(self, draft: Draft, defaults: Mapping[str, Any], digests: Mapping[tuple[str, str], str]) -> None:
         varying = set(draft.columns)
