@@ -94,6 +94,8 @@ class Recipe:
     """SDXL's second CLIP or FLUX's T5; None: the one baked into the checkpoint."""
     upscaler: WeightFile | None = None
     """The network that enlarges the finished picture; None: none, or Lanczos."""
+    hires_upscaler: WeightFile | None = None
+    """The network that enlarges between the two passes of a hires fix; None: none is needed."""
     loras: tuple[WeightFile, ...] = ()
     """The adapter stack in its order; the strengths are the cell's."""
     embeddings: tuple[WeightFile, ...] = ()
@@ -141,6 +143,8 @@ class Recipe:
         for group in SINGLE_PARTS:
             if (file := getattr(self, group)) is not None:
                 yield group, group, file
+        if self.hires_upscaler is not None:
+            yield "task.upscaler", "upscaler", self.hires_upscaler
         for group in STACKS:
             for file in self.stack(group):
                 yield f"{group}.{file.name}", group, file
@@ -259,6 +263,36 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Enlarger:
+    """How the picture of one pass becomes as large as the next one's."""
+
+    name: str
+    """Such as `latent_nearest`."""
+    label: str
+    """As A1111 writes it: `Latent (nearest)`."""
+    interpolation: str = ""
+    """Torch's, of the latents; empty: pixels are enlarged, by the recipe's network or Lanczos."""
+    antialias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hires:
+    """The second pass of a hires fix: img2img on the enlarged picture of the first."""
+
+    width: int
+    """In pixels."""
+    height: int
+    """In pixels."""
+    strength: float
+    """As of a `Source`."""
+    steps: int
+    """Of which the strength runs its share."""
+    enlarger: Enlarger
+    scale: float | None = None
+    """What was asked for; None: the size itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One image to make."""
 
@@ -289,6 +323,8 @@ class Cell:
     """One per IP-Adapter of the recipe."""
     source: Source | None = None
     """None: made from noise alone."""
+    hires: Hires | None = None
+    """None: made in one pass."""
     upscale: float | None = None
     """Final size over the size that is made; None: the upscaler's own factor, without one 1."""
     tile_px: int = 512
@@ -300,10 +336,15 @@ class Cell:
 
     @property
     def task(self) -> str:
-        """`txt2img`, `img2img` or `inpaint`."""
+        """`txt2img`, `hires`, `img2img` or `inpaint`."""
         if self.source is None:
-            return "txt2img"
+            return "hires" if self.hires else "txt2img"
         return "img2img" if self.source.mask is None else "inpaint"
+
+    @property
+    def decoded_px(self) -> tuple[int, int]:
+        """(width, height) of the last pass, which is the largest: what memory is needed for, before any upscaler."""
+        return (self.hires.width, self.hires.height) if self.hires else (self.width, self.height)
 
 
 @dataclass(frozen=True, slots=True)

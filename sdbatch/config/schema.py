@@ -67,6 +67,15 @@ class TaskConf:
     """The picture that denoising starts from."""
     strength: float | None = None
     """Share of the steps that are run on it: 0 leaves it as it is, 1 leaves little of it."""
+    steps: int | None = None
+    """Of the second pass, of which the strength runs its share; 0: as many as of the first."""
+    scale: float | None = None
+    """Size of the second pass over `width` x `height`, rounded down to what the family makes."""
+    width: int | None = None
+    """Of the second pass in pixels, in place of `scale`; what is too much of the other side is cut."""
+    height: int | None = None
+    upscaler: str | None = None
+    """What enlarges between the passes: latent, latent_nearest, ..., lanczos, or a network of `models/upscale_models`."""
     resize: Resize | None = None
     mask: str | None = None
     """A picture that is white where the image is made anew, black where it is kept."""

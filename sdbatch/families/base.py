@@ -83,6 +83,11 @@ class Family:
             return int(steps - steps * strength)
         return steps - int(steps * strength)
 
+    def enlarged_px(self, size_px: tuple[int, int], scale: float) -> tuple[int, int]:
+        """A size (width, height) times a factor, rounded down to what the family makes."""
+        width, height = (int(round(side * scale, 3)) // self.size_multiple_px * self.size_multiple_px for side in size_px)
+        return width, height
+
     def component(self, name: str) -> Component:
         """The component of that name."""
         return next(part for part in self.components if part.name == name)

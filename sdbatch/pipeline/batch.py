@@ -20,8 +20,7 @@ from sdbatch.pipeline.device import Decoded, seconds
 from sdbatch.pipeline.engine import OutOfMemory
 from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.picture import put_back
-from sdbatch.pipeline.samplers import Schedule
-from sdbatch.pipeline.start import Start
+from sdbatch.pipeline.start import Pass
 from sdbatch.pipeline.text import Guide
 from sdbatch.pipeline.upscale import Upscaler
 
@@ -36,10 +35,8 @@ class Job:
     """Their places in the batch."""
     cells: list[Cell]
     guides: list[tuple[Guide, ...]]
-    """What each cell's prompts tell at each step that is run."""
-    generators: list[torch.Generator] = field(default_factory=list[torch.Generator])
-    schedule: Schedule | None = None
-    start: Start | None = None
+    """What each cell's prompts tell at each step that is run, of all passes."""
+    passes: list[Pass] = field(default_factory=list[Pass])
 
     def add(self, other: Job) -> None:
         """Take the cells of another job in."""

@@ -98,9 +98,7 @@ class Kept:
         return (1 - self.mask_B1HW) * clean + self.mask_B1HW * latents_BCHW
 
 
-def denoise(
-    denoiser: Denoiser, schedule: Schedule, latents_BCHW: Tensor, on_step: Callable[[int], None], kept: Kept | None = None
-) -> Tensor:
+def denoise(denoiser: Denoiser, schedule: Schedule, latents_BCHW: Tensor, on_step: Callable[[], None], kept: Kept | None = None) -> Tensor:
     """The latents of a batch, float32: [B, C, H, W].
 
     The latents stay in float32 between steps, so that samplers round alike under every dtype of the model.
@@ -109,7 +107,7 @@ def denoise(
         denoiser: Predicts the noise, the velocity or the flow.
         schedule: The sampler's steps.
         latents_BCHW: Where it starts, on the model's device (`sdbatch.pipeline.start`).
-        on_step: Called with the number of finished model calls.
+        on_step: Called after each model call.
         kept: What is put back after each step.
     """
     latents = latents_BCHW
@@ -117,5 +115,5 @@ def denoise(
         latents = schedule.step(denoiser.predict(latents, schedule, step), timestep, latents)
         if kept is not None:
             latents = kept.restore(latents, schedule, step)
-        on_step(step + 1)
+        on_step()
     return latents

@@ -6,9 +6,12 @@ waits for the pixels.
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -20,11 +23,13 @@ from sdbatch.pipeline.batch import DiffusersBatch, Group, Job, Span, collect, fa
 from sdbatch.pipeline.decode import decode, find_fault, latent_shape
 from sdbatch.pipeline.denoise import Conditions, Denoiser, InTurn, denoise, gather
 from sdbatch.pipeline.device import Decoded, Device
+from sdbatch.pipeline.encode import Size
 from sdbatch.pipeline.engine import OnStep
 from sdbatch.pipeline.flux import FluxDenoiser
+from sdbatch.pipeline.hires import enlarge
 from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.samplers import Draw, build_schedule
-from sdbatch.pipeline.start import Starter
+from sdbatch.pipeline.start import Course, Pass, Start, Starter, courses_of
 from sdbatch.pipeline.unet import UNetDenoiser
 from sdbatch.pipeline.upscale import Upscaler, upscale
 
@@ -53,7 +58,7 @@ class DiffusersEngine:
     def auto_batch_size(self, cell: Cell) -> int:
         """As many as keep the device busy: by its memory on a GPU, by the size of the picture on the CPU."""
         vae_dtype = next(self.model.vae.parameters()).dtype
-        return self.device.batch_size(cell.width * cell.height, self.model.weight_bytes, self.model.dtype, vae_dtype)
+        return self.device.batch_size(math.prod(cell.decoded_px), self.model.weight_bytes, self.model.dtype, vae_dtype)
 
     def start(self, cells: Sequence[Cell], on_step: OnStep) -> DiffusersBatch:
         """Denoise the cells; those whose prompts take more chunks than others' go in a pass of their own."""
@@ -100,16 +105,12 @@ class DiffusersEngine:
     def _make(self, cells: Sequence[Cell], on_step: OnStep) -> list[Group]:
         begun = self.device.now()
         jobs = self._encode(cells)
-        for job in jobs:
-            self._begin(job)
         encoding = Span(begun, self.device.now(), len(cells))
-        total = sum(len(job.schedule.timesteps) for job in jobs if job.schedule)
-        groups: list[Group] = []
-        done = 0
         for job in jobs:
-            groups.append(self._denoise(job, encoding, lambda step, before=done: on_step(before + step, total)))
-            done += len(job.schedule.timesteps) if job.schedule else 0
-        return groups
+            job.passes = [self._pass(job.cells, course) for course in courses_of(job.cells[0], self.model.family)]
+        total = sum(len(own.schedule.timesteps) for job in jobs for own in job.passes)
+        done = itertools.count(1)
+        return [self._denoise(job, encoding, lambda: on_step(next(done), total)) for job in jobs]
 
     def _encode(self, cells: Sequence[Cell]) -> list[Job]:
         """The cells' prompts as embeddings, cells with equally long ones together."""
@@ -123,51 +124,53 @@ class DiffusersEngine:
             for stack in stacks:
                 stack.set_cells([cell.strengths])
             negative = None if self.model.family.distilled_guidance else cell.negative_prompt
-            steps = max(1, cell.steps - (self._skipped_steps(cell) or 0))
-            guides = encoder.guide(cell.prompt, negative, steps, cell.clip_skip, strengths)
+            passes = [course.run_steps for course in courses_of(cell, self.model.family)]
+            guides = encoder.guide(cell.prompt, negative, passes, cell.clip_skip, strengths)
             jobs.setdefault(guides[0].positive.length, Job([], [], [])).add(Job([slot], [cell], [guides]))
         return [jobs[tokens] for tokens in sorted(jobs)]
 
-    def _skipped_steps(self, cell: Cell) -> int | None:
-        """How many steps a picture to start from leaves out; None without one."""
-        return None if cell.source is None else self.model.family.skipped_steps(cell.steps, cell.source.strength)
+    def _pass(self, cells: Sequence[Cell], course: Course) -> Pass:
+        seeds = [cell.seed for cell in cells]
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        _, rows, columns = latent_shape(self.model.vae, course.size_px)
+        draw = Draw(course.steps, seeds, generators, rows * columns // 4, course.skipped_steps)
+        return Pass(course, build_schedule(cells[0].sampler, self.model.scheduler_config, draw), generators)
 
-    def _begin(self, job: Job) -> None:
-        """Set up the steps of a job, and what it starts from."""
-        first, seeds = job.cells[0], [cell.seed for cell in job.cells]
-        job.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        _, rows, columns = latent_shape(self.model.vae, (first.width, first.height))
-        draw = Draw(first.steps, seeds, job.generators, rows * columns // 4, self._skipped_steps(first))
-        job.schedule = build_schedule(first.sampler, self.model.scheduler_config, draw)
-        job.start = self._starter.start(job.cells, job.generators, job.schedule, self.model.vae, sees_mask=self.model.sees_mask)
-
-    def _denoise(self, job: Job, encoding: Span, on_step: Callable[[int], None]) -> Group:
-        assert job.schedule is not None
-        assert job.start is not None
+    def _denoise(self, job: Job, encoding: Span, on_step: Callable[[], None]) -> Group:
         begun = self.device.now()
-        conditions = self._conditions(job)
-        is_guided = conditions[0].is_guided
-        repeat = 2 if is_guided else 1
-        if (stack := self.model.stack(self.model.family.denoiser)) is not None:
-            stack.set_cells([cell.strengths for cell in job.cells], repeat)
-        if self.model.hypernetworks is not None:
-            self.model.hypernetworks.set_strengths(torch.tensor([cell.hypernetwork_weights for cell in job.cells]).repeat(repeat, 1))
-        if self.model.ip_adapters is not None:
-            self.model.ip_adapters.set_prompts([cell.image_prompts for cell in job.cells], is_guided=is_guided)
-        denoisers = {id(told): self._denoiser(told, job.cells[0], job.start.beside_BCHW) for told in conditions}
-        in_turn = InTurn([denoisers[id(told)] for told in conditions])
-        latents = denoise(in_turn, job.schedule, job.start.latents_BCHW, on_step, job.start.kept)
+        conditions = iter(self._conditions(job))
+        latents: Tensor | None = None
+        for own in job.passes:
+            start = self._start(job.cells, own, latents)
+            latents = self._run(job.cells, own, list(itertools.islice(conditions, own.course.run_steps)), start, on_step)
+        assert latents is not None
         denoising = Span(begun, self.device.now(), len(job.cells))
         facts = facts_of(self.model, len(job.cells))
         return Group(job.slots, job.cells, latents, self._decode(latents, job.cells[0]), encoding, denoising, facts, self.model.upscaler)
 
+    def _start(self, cells: Sequence[Cell], own: Pass, before: Tensor | None) -> Start:
+        """The start of a pass, given the latents of the one before."""
+        model = self.model
+        if before is None:
+            return self._starter.start(cells, own, model.vae, sees_mask=model.sees_mask)
+        at_once = self.device.decoded_at_once(cells[0].width * cells[0].height)
+        clean = enlarge(before, cells, own, model.vae, model.hires_upscaler, at_once)
+        return self._starter.start_on(clean, own, model.vae, sees_mask=model.sees_mask)
+
+    def _run(self, cells: Sequence[Cell], own: Pass, conditions: Sequence[Conditions], start: Start, on_step: Callable[[], None]) -> Tensor:
+        """The latents that a pass makes, given what steers it at each step."""
+        controls = self._controls(cells, own.size_px)
+        distinct = {id(told): told for told in conditions}
+        denoisers = {key: self._denoiser(replace(told, controls=controls), own.size_px, start) for key, told in distinct.items()}
+        return denoise(InTurn([denoisers[id(told)] for told in conditions]), own.schedule, start.latents_BCHW, on_step, start.kept)
+
     def _decode(self, latents: Tensor, cell: Cell) -> Decoded:
-        vae, at_once = self.model.vae, self.device.decoded_at_once(cell.width * cell.height)
+        vae, at_once = self.model.vae, self.device.decoded_at_once(math.prod(cell.decoded_px))
         return self.device.download(latents, lambda latents: decode(vae, latents, at_once))
 
     def _conditions(self, job: Job) -> list[Conditions]:
-        """What steers a job at each step; steps that are told the same have the same object."""
-        dtype, controls = self.model.dtype, self._controls(job.cells)
+        """What steers a job at each step of its passes, ControlNets aside; steps that are told the same have the same object."""
+        dtype = self.model.dtype
         scales = tuple(cell.guidance_scale for cell in job.cells)
         rescales = tuple(cell.guidance_rescale for cell in job.cells)
         known: dict[tuple[int, ...], Conditions] = {}
@@ -178,21 +181,32 @@ class DiffusersEngine:
                 positive = gather([guide.positive for guide in guides], dtype)
                 negatives = [guide.negative for guide in guides if guide.negative is not None]
                 negative = gather(negatives, dtype) if negatives else None
-                known[told] = Conditions(positive, negative, scales, rescales, controls, self.model.ip_adapters)
+                known[told] = Conditions(positive, negative, scales, rescales, ip_adapters=self.model.ip_adapters)
             found.append(known[told])
+        self._set_adapters(job.cells, is_guided=found[0].is_guided)
         return found
 
-    def _denoiser(self, conditions: Conditions, cell: Cell, beside: Tensor | None) -> Denoiser:
-        network, size_px = self.model.denoiser, (cell.width, cell.height)
+    def _set_adapters(self, cells: Sequence[Cell], *, is_guided: bool) -> None:
+        """Set what is attached to the denoiser to the strengths and pictures of these cells."""
+        repeat = 2 if is_guided else 1
+        if (stack := self.model.stack(self.model.family.denoiser)) is not None:
+            stack.set_cells([cell.strengths for cell in cells], repeat)
+        if self.model.hypernetworks is not None:
+            self.model.hypernetworks.set_strengths(torch.tensor([cell.hypernetwork_weights for cell in cells]).repeat(repeat, 1))
+        if self.model.ip_adapters is not None:
+            self.model.ip_adapters.set_prompts([cell.image_prompts for cell in cells], is_guided=is_guided)
+
+    def _denoiser(self, conditions: Conditions, size_px: Size, start: Start) -> Denoiser:
+        network = self.model.denoiser
         if self.model.family.denoiser == "transformer":
             return FluxDenoiser(network, conditions, latent_shape(self.model.vae, size_px)[1:])
-        return UNetDenoiser(network, conditions, size_px, beside, with_aesthetics=self.model.with_aesthetics)
+        return UNetDenoiser(network, conditions, size_px, start.beside_BCHW, with_aesthetics=self.model.with_aesthetics)
 
-    def _controls(self, cells: Sequence[Cell]) -> tuple[ControlNetBatch, ...]:
+    def _controls(self, cells: Sequence[Cell], size_px: Size) -> tuple[ControlNetBatch, ...]:
         batches: list[ControlNetBatch] = []
         for index, net in enumerate(self.model.controlnets):
             controls = [cell.controls[index] for cell in cells]
-            pictures = torch.stack([_cached_picture(control, cells[0].width, cells[0].height) for control in controls])
+            pictures = torch.stack([_cached_picture(control, *size_px) for control in controls])
             batches.append(
                 ControlNetBatch(
                     net,

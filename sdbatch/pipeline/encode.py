@@ -1,13 +1,13 @@
 """From pixels to latents: what a VAE makes of pictures, each distinct one read once and alone.
 
-Shapes: C latent channels, H, W latent cells, h, w pixels.
+Shapes: B images, C latent channels, H, W latent cells, h, w pixels.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,11 @@ def encode(vae: nn.Module, pixels_1Chw: Tensor) -> Encoded:
     found = module.encode(pixels_1Chw.to(parameter.device, parameter.dtype)).latent_dist
     shift = getattr(module.config, "shift_factor", None) or 0.0
     return Encoded(found.mean.float().cpu(), found.std.float().cpu(), shift, module.config.scaling_factor)
+
+
+def sample(pictures: Sequence[Encoded], generators: Sequence[torch.Generator]) -> Tensor:
+    """Latents [B, C, H, W] of each picture, drawn by its image's own generator."""
+    return torch.cat([picture.sample(generator) for picture, generator in zip(pictures, generators, strict=True)])
 
 
 class PictureEncoder:

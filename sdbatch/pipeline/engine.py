@@ -58,4 +58,4 @@ def batch_key(cell: Cell) -> Hashable:
     Seeds, prompts, guidance scales, adapter strengths, clip skips and all pictures that are given may differ inside it.
     """
     strength = cell.source.strength if cell.source else None
-    return (cell.recipe, cell.width, cell.height, cell.steps, cell.sampler, len(cell.controls), cell.task, strength)
+    return (cell.recipe, cell.width, cell.height, cell.steps, cell.sampler, len(cell.controls), cell.task, strength, cell.hires)

@@ -16,7 +16,7 @@ from sdbatch.adapters.hypernetwork import HypernetworkStack, load_hypernetwork
 from sdbatch.adapters.ip_adapter import IpAdapterStack
 from sdbatch.adapters.lora import Lora, load_lora
 from sdbatch.adapters.stack import AdapterStack
-from sdbatch.cell import Recipe
+from sdbatch.cell import Recipe, WeightFile
 from sdbatch.families import Encoder, Family, find_family
 from sdbatch.pipeline.assemble import load_component, load_tokenizer, open_checkpoint, read_scheduler_config
 from sdbatch.pipeline.clip import ClipEncoder
@@ -53,8 +53,7 @@ class Model:
         self.hypernetworks: HypernetworkStack | None = None
         self.ip_adapters: IpAdapterStack | None = None
         self._ip_adapters = IpAdapters()
-        self.upscaler: Upscaler | None = None
-        self._upscaler_key: Hashable = None
+        self._upscalers: dict[tuple[str, torch.dtype], Upscaler] = {}
         self._controlnets: list[tuple[Hashable, nn.Module]] = []
         self._slots: dict[str, tuple[Hashable, Any]] = {}
         self._stacks: dict[str, AdapterStack] = {}
@@ -96,6 +95,16 @@ class Model:
         return [net for _, net in self._controlnets]
 
     @property
+    def upscaler(self) -> Upscaler | None:
+        """What enlarges finished pictures."""
+        return self._find_upscaler(self.recipe and self.recipe.upscaler)
+
+    @property
+    def hires_upscaler(self) -> Upscaler | None:
+        """What enlarges between the passes of a hires fix."""
+        return self._find_upscaler(self.recipe and self.recipe.hires_upscaler)
+
+    @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
         return sum(p.numel() * p.element_size() for _, module in self._modules() for p in module.parameters())
@@ -114,7 +123,7 @@ class Model:
             self._load(recipe)
             self._load_controlnets(recipe)
             self._ip_adapters.load(recipe, self.denoiser, self.dtype, self.device.place)
-            self._load_upscaler(recipe)
+            self._load_upscalers(recipe)
             self._attach_adapters(recipe)
             self.device.settle()  # every stream finds the weights in their places
         except BaseException:
@@ -128,7 +137,7 @@ class Model:
         self._slots.clear()
         self._controlnets = []
         self._ip_adapters.clear()
-        self.upscaler = self._upscaler_key = None
+        self._upscalers.clear()
         self.loras = []
         self.recipe = None
 
@@ -157,7 +166,7 @@ class Model:
     def _modules(self) -> list[tuple[str, nn.Module]]:
         modules = [(name, value) for name, (_, value) in self._slots.items() if isinstance(value, nn.Module)]
         modules += [(f"controlnet.{index}", net) for index, net in enumerate(self.controlnets)] + self._ip_adapters.modules()
-        return [*modules, ("upscaler", self.upscaler.module)] if self.upscaler else modules
+        return modules + [(f"upscaler.{index}", upscaler.module) for index, upscaler in enumerate(self._upscalers.values())]
 
     def _load(self, recipe: Recipe) -> None:
         family = find_family(recipe.family)
@@ -205,11 +214,15 @@ class Model:
             net = loaded.get(key) or self.device.place(load_controlnet(file, Path(recipe.config), config, self.dtype))
             self._controlnets.append((key, net))
 
-    def _load_upscaler(self, recipe: Recipe) -> None:
-        key = recipe.upscaler and (recipe.upscaler.sha256, self.dtype)
-        if key != self._upscaler_key:
-            self.upscaler = load_upscaler(recipe.upscaler, self.dtype, self.device.torch) if recipe.upscaler else None
-            self._upscaler_key = key
+    def _load_upscalers(self, recipe: Recipe) -> None:
+        wanted = {(file.sha256, self.dtype): file for file in (recipe.upscaler, recipe.hires_upscaler) if file}
+        self._upscalers = {key: upscaler for key, upscaler in self._upscalers.items() if key in wanted}
+        for key, file in wanted.items():
+            if key not in self._upscalers:
+                self._upscalers[key] = load_upscaler(file, self.dtype, self.device.torch)
+
+    def _find_upscaler(self, file: WeightFile | None) -> Upscaler | None:
+        return next((found for (sha256, _), found in self._upscalers.items() if file and sha256 == file.sha256), None)
 
     def _attach_adapters(self, recipe: Recipe) -> None:
         """LoRAs, hypernetworks, IP-Adapters and embeddings, when they or what they are attached to have changed."""

@@ -50,7 +50,7 @@ def _read_picture(path: str, sha256: str, size_px: tuple[int, int], resize: str)
     picture = _open(path)
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return _fit(picture.convert("RGB"), size_px, resize)
+    return fit(picture.convert("RGB"), size_px, resize)
 
 
 @lru_cache(maxsize=_KEPT_PICTURES)
@@ -60,7 +60,7 @@ def _read_mask(path: str, sha256: str, size_px: tuple[int, int], resize: str, bl
     # As in A1111: what has been drawn on a transparent sheet is the mask, whatever its colour.
     opacity = mask.getchannel("A") if "A" in mask.getbands() else None
     mask = mask.convert("L") if opacity is None or opacity.getextrema() == (255, 255) else opacity
-    pixels = _fit(mask, size_px, resize)
+    pixels = fit(mask, size_px, resize)
     if not blur_px:
         return pixels
     return _frozen(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur_px)))
@@ -74,24 +74,29 @@ def _open(path: str) -> Image.Image:
         raise CellError(f"picture {path} cannot be read ({error}).") from error
 
 
-def _fit(picture: Image.Image, size_px: tuple[int, int], resize: str) -> Pixels:
+def fit(picture: Image.Image, size_px: tuple[int, int], resize: str) -> Pixels:
     """A picture at a size: stretched, or as large as covers it and cut, or as large as fits and its edges drawn out."""
     if picture.size == size_px:
         return _frozen(picture)
     if resize == "stretch":
         return _frozen(picture.resize(size_px, Image.Resampling.LANCZOS))
     width, height = size_px
-    is_wide = width * picture.height > picture.width * height  # the size, compared with the picture
-    if is_wide == (resize == "crop"):
-        whole = (width, max(1, picture.height * width // picture.width))
-    else:
-        whole = (max(1, picture.width * height // picture.height), height)
+    whole = whole_size(picture.size, size_px, covers=resize == "crop")
     left, top = width // 2 - whole[0] // 2, height // 2 - whole[1] // 2
     pixels = np.asarray(picture.resize(whole, Image.Resampling.LANCZOS))
     pixels = pixels[max(-top, 0) : max(-top, 0) + height, max(-left, 0) : max(-left, 0) + width]
     below, right = height - pixels.shape[0] - max(top, 0), width - pixels.shape[1] - max(left, 0)
     edges = ((max(top, 0), below), (max(left, 0), right), (0, 0))
     return _frozen(np.pad(pixels, edges[: pixels.ndim], mode="edge"))
+
+
+def whole_size(size: tuple[int, int], target: tuple[int, int], *, covers: bool) -> tuple[int, int]:
+    """(width, height) in the shape of the one, as small as covers the other or as large as fits into it."""
+    width, height = target
+    is_wide = width * size[1] > size[0] * height  # the target, compared with the size
+    if is_wide == covers:
+        return width, max(1, size[1] * width // size[0])
+    return max(1, size[0] * height // size[1]), height
 
 
 def _frozen(picture: Image.Image | Pixels) -> Pixels:

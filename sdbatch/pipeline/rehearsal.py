@@ -75,7 +75,7 @@ class RehearsalBatch:
         pictures: list[Picture] = []
         for slot, (cell, drill) in enumerate(zip(self.cells, drills, strict=True)):
             fault = drill if drill in ("nan", "flat") else None
-            pixels = draw_pattern(cell.image_id, cell.width, cell.height)
+            pixels = draw_pattern(cell.image_id, *cell.decoded_px)
             pictures.append(Picture(cell, np.zeros_like(pixels) if fault else pixels, fault, {**self.facts, "batch_slot": slot}))
         return pictures
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sdbatch.cell import Cell, Source
+from sdbatch.families import Family
 from sdbatch.pipeline.decode import latent_shape, vae_scale
 from sdbatch.pipeline.denoise import Kept, draw_noise
-from sdbatch.pipeline.encode import PictureEncoder, Size, binary_mask
+from sdbatch.pipeline.encode import PictureEncoder, Size, binary_mask, sample
 from sdbatch.pipeline.samplers import Schedule
 
 
@@ -32,69 +34,92 @@ class Start:
     """What an inpainting network also sees: the mask in one channel, then the latents of the picture without what is masked."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """What one image starts from, [1, C, H, W]."""
+class Course(NamedTuple):
+    """What is asked of one run of the sampler; a hires fix takes two."""
 
-    noise: Tensor
-    clean: Tensor
-    masked: Tensor | None = None
+    size_px: Size
+    steps: int
+    skipped_steps: int | None
+    """At the noisy end; None: it begins in noise."""
+
+    @property
+    def run_steps(self) -> int:
+        """How many are run; one where none is, so that there is a first."""
+        return max(1, self.steps - (self.skipped_steps or 0))
+
+
+def courses_of(cell: Cell, family: Family) -> list[Course]:
+    """The passes of a cell, one after another."""
+    skipped = None if cell.source is None else family.skipped_steps(cell.steps, cell.source.strength)
+    courses = [Course((cell.width, cell.height), cell.steps, skipped)]
+    if (hires := cell.hires) is not None:
+        courses.append(Course((hires.width, hires.height), hires.steps, family.skipped_steps(hires.steps, hires.strength)))
+    return courses
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One run of the sampler over the images of a batch."""
+
+    course: Course
+    schedule: Schedule
+    """The steps that are run."""
+    generators: list[torch.Generator]
+    """One for each image, from which nothing was drawn before."""
+
+    @property
+    def size_px(self) -> Size:
+        """(width, height) of the images."""
+        return self.course.size_px
 
 
 class Starter:
-    """Starts the batches of one device.
-
-    Args:
-        pictures: What was encoded before.
-    """
+    """Starts the batches of one device."""
 
     def __init__(self) -> None:
         self.pictures = PictureEncoder()
 
-    def start(
-        self, cells: Sequence[Cell], generators: Sequence[torch.Generator], schedule: Schedule, vae: nn.Module, *, sees_mask: bool
-    ) -> Start:
-        """The start of a batch of one task, size and strength.
+    def start(self, cells: Sequence[Cell], own: Pass, vae: nn.Module, *, sees_mask: bool) -> Start:
+        """The start of the first pass of a batch of one task, size and strength.
 
         Args:
             cells: The images.
-            generators: One each.
-            schedule: The steps that will be run.
+            own: The pass.
             vae: Reads the pictures.
             sees_mask: The denoiser is an inpainting network.
         """
-        device, size_px = next(vae.parameters()).device, (cells[0].width, cells[0].height)
         sources = [cell.source for cell in cells if cell.source is not None]
-        nothing = self._nothing(vae, size_px, len(cells)).to(device) if sees_mask else None
-        if not sources:
-            noise = draw_noise(generators, latent_shape(vae, size_px)).to(device)
-            return Start(noise * schedule.first_sigma, beside_BCHW=nothing)
-        drawn = [self._draw(vae, *one, size_px, sees_mask=sees_mask) for one in zip(sources, generators, strict=True)]
-        noise, clean = (torch.cat(rows).to(device) for rows in zip(*((one.noise, one.clean) for one in drawn), strict=True))
-        if sources[0].mask is None:
-            return Start(add_noise(clean, noise, schedule), beside_BCHW=nothing)
-        clean = clean.contiguous()  # convolutions round by the layout; diffusers' inpainting has this one, its img2img the VAE's
-        mask = torch.cat([latent_mask(source, size_px, vae_scale(vae)) for source in sources]).to(device)
-        if sources[0].strength == 1.0:
-            latents = noise * schedule.first_sigma
-        else:
-            latents = add_noise(_fill(clean, noise, mask, sources), noise, schedule)
-        if sees_mask:
-            masked = torch.cat([one.masked for one in drawn if one.masked is not None]).to(device)
-            return Start(latents, beside_BCHW=torch.cat([mask, masked], dim=1))
-        return Start(latents, Kept(clean, noise, mask))
+        if sources and sources[0].mask is not None:
+            return self._start_inpainting(sources, own, vae, sees_mask=sees_mask)
+        clean = self._clean(sources, own, vae) if sources else None
+        return self.start_on(clean, own, vae, sees_mask=sees_mask)
 
-    def _draw(self, vae: nn.Module, source: Source, generator: torch.Generator, size_px: Size, *, sees_mask: bool) -> _Drawn:
-        shape = latent_shape(vae, size_px)
-        is_pure_noise = sees_mask and source.mask is not None and source.strength == 1.0
-        clean = torch.zeros(1, *shape) if is_pure_noise else self.pictures.source(vae, source, size_px).sample(generator)
-        noise = draw_noise([generator], shape)
-        if source.mask is None:
-            return _Drawn(noise, clean)
-        if sees_mask:
-            return _Drawn(noise, clean, self.pictures.masked(vae, source, size_px).sample(generator))
-        draw_noise([generator], shape)  # diffusers draws this sample for every network; what is drawn later depends on it
-        return _Drawn(noise, clean)
+    def start_on(self, clean_BCHW: Tensor | None, own: Pass, vae: nn.Module, *, sees_mask: bool) -> Start:
+        """The start on clean latents, or on none: in noise. Nothing is masked, or all that an inpainting network sees."""
+        device = next(vae.parameters()).device
+        noise = draw_noise(own.generators, latent_shape(vae, own.size_px)).to(device)
+        latents = noise * own.schedule.first_sigma if clean_BCHW is None else add_noise(clean_BCHW, noise, own.schedule)
+        return Start(latents, beside_BCHW=self._nothing(vae, own.size_px, len(noise)).to(device) if sees_mask else None)
+
+    def _start_inpainting(self, sources: Sequence[Source], own: Pass, vae: nn.Module, *, sees_mask: bool) -> Start:
+        device, shape, is_pure_noise = next(vae.parameters()).device, latent_shape(vae, own.size_px), sources[0].strength == 1.0
+        # Convolutions round by the layout; diffusers' inpainting has this one, its img2img the VAE's.
+        clean = None if sees_mask and is_pure_noise else self._clean(sources, own, vae).contiguous()
+        noise = draw_noise(own.generators, shape).to(device)
+        mask = torch.cat([latent_mask(source, own.size_px, vae_scale(vae)) for source in sources]).to(device)
+        if is_pure_noise or clean is None:
+            latents = noise * own.schedule.first_sigma
+        else:
+            latents = add_noise(_fill(clean, noise, mask, sources), noise, own.schedule)
+        if clean is not None and not sees_mask:
+            draw_noise(own.generators, shape)  # diffusers draws a sample of the masked picture for every network
+            return Start(latents, Kept(clean, noise, mask))
+        masked = sample([self.pictures.masked(vae, source, own.size_px) for source in sources], own.generators)
+        return Start(latents, beside_BCHW=torch.cat([mask, masked.to(device)], dim=1))
+
+    def _clean(self, sources: Sequence[Source], own: Pass, vae: nn.Module) -> Tensor:
+        pictures = [self.pictures.source(vae, source, own.size_px) for source in sources]
+        return sample(pictures, own.generators).to(next(vae.parameters()).device)
 
     def _nothing(self, vae: nn.Module, size_px: Size, count: int) -> Tensor:
         """What an inpainting network sees of a picture that is masked everywhere."""

@@ -79,17 +79,19 @@ class PromptEncoder:
         self.zero_empty = zero_empty
         self._cache: OrderedDict[Hashable, Embedding] = OrderedDict()
 
-    def guide(self, prompt: str, negative_prompt: str | None, steps: int, clip_skip: int, strengths: Strengths = ()) -> tuple[Guide, ...]:
+    def guide(
+        self, prompt: str, negative_prompt: str | None, passes: Sequence[int], clip_skip: int, strengths: Strengths = ()
+    ) -> tuple[Guide, ...]:
         """What is told at each step of an image, all of one length; steps that are told the same have the same object.
 
         Args:
             prompt: In A1111's grammar, changes on the way included.
             negative_prompt: None where the network takes the guidance scale as an input.
-            steps: Those that are run.
+            passes: Steps that are run, of each pass.
             clip_skip: As in `encode`.
             strengths: As in `encode`.
         """
-        pairs = list(zip(prompt_by_step(prompt, steps), prompt_by_step(negative_prompt or "", steps), strict=True))
+        pairs = list(zip(prompt_by_step(prompt, *passes), prompt_by_step(negative_prompt or "", *passes), strict=True))
         sides = (self.encode,) if negative_prompt is None else (self.encode, self.encode_negative)
         told = {
             pair: [encode(text, clip_skip, strengths) for encode, text in zip(sides, pair, strict=False)] for pair in dict.fromkeys(pairs)

@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from sdbatch.cell import SINGLE_PARTS, STACKS, Cell, Control, ImagePrompt, Mask, Merge, Recipe, Sampler, Source, Strength, WeightFile
+from sdbatch.cell import (
+    SINGLE_PARTS,
+    STACKS,
+    Cell,
+    Control,
+    Enlarger,
+    Hires,
+    ImagePrompt,
+    Mask,
+    Merge,
+    Recipe,
+    Sampler,
+    Source,
+    Strength,
+    WeightFile,
+)
+from sdbatch.families import find_family
+from sdbatch.families.enlargers import ENLARGERS
 from sdbatch.families.lora_blocks import to_text
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.merge.blocks import read_blocks
-from sdbatch.plan.identity import canonical, leaves
+from sdbatch.plan.identity import canonical, file_group, leaves
 from sdbatch.plan.tree import Tree, get, overlay
 
 RECIPE_LEAVES = (
@@ -22,6 +39,7 @@ RECIPE_LEAVES = (
     "checkpoint.zero_snr",
     "checkpoint.ema",
     "memory.dtype",
+    "task.upscaler",
     *(f"{group}.file" for group in SINGLE_PARTS),
     *(f"{group}.*.file" for group in STACKS),
 )
@@ -52,6 +70,9 @@ def recipe_of(config: Tree, files: Files) -> Recipe:
             parts[group] = files.weight(group, asked)
     for group, field in STACKS.items():
         parts[field] = _stack(config, group, files)
+    asked = get(config, "task.upscaler")
+    if (group := file_group("task.upscaler", asked)) is not None:
+        parts["hires_upscaler"] = files.weight(group, asked)
     return Recipe(
         family=config["family"]["name"],
         config=files.config(config["family"]["config"]).path,
@@ -111,6 +132,7 @@ def cell_of(config: Tree, recipe: Recipe, files: Files, image_id: str, axes: tup
         controls=tuple(_control(item, files) for item in cast(dict[str, Tree], get(config, "controlnet") or {}).values()),
         image_prompts=tuple(_image_prompt(item, files) for item in cast(dict[str, Tree], get(config, "ip_adapter") or {}).values()),
         source=_source(cast(Tree, get(config, "task") or {}), files),
+        hires=_hires(config, recipe) if get(config, "task.name") == "hires" else None,
         upscale=get(config, "upscaler.scale"),
         tile_px=get(config, "upscaler.tile_px", 512),
         axes=axes,
@@ -151,6 +173,16 @@ def _source(task: Tree, files: Files) -> Source | None:
         drawn = files.image(task["mask"])
         mask = Mask(drawn.path, drawn.sha256, task["mask_blur"] or 0, task["fill"] or "original", task["paste"] is not False)
     return Source(image.path, image.sha256, task["strength"], task["resize"] or "stretch", mask)
+
+
+def _hires(config: Tree, recipe: Recipe) -> Hires:
+    task, network = config["task"], recipe.hires_upscaler
+    size_px, scale = (task.get("width"), task.get("height")), None
+    if size_px[0] is None:
+        scale = task["scale"]
+        size_px = find_family(recipe.family).enlarged_px((config["width"], config["height"]), scale)
+    enlarger = Enlarger(network.name, network.name) if network else ENLARGERS[task["upscaler"]]
+    return Hires(*size_px, task["strength"], task.get("steps") or config["steps"], enlarger, scale)
 
 
 def prune(config: Tree, defaults: Mapping[str, Any]) -> Tree:

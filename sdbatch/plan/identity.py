@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbatch.cell import SINGLE_PARTS, STACKS, WeightFile
+from sdbatch.families.enlargers import ENLARGERS
 from sdbatch.plan.tree import Tree, expand, get
 
 Lanes = npt.NDArray[np.uint64]
@@ -31,11 +32,12 @@ FILE_LEAVES = {
     "controlnet.*.image": "image",
     "task.image": "image",
     "task.mask": "image",
+    "task.upscaler": "upscaler",
     "ip_adapter.*.image": "image",
     **{f"{group}.file": group for group in SINGLE_PARTS},
     **{f"{group}.*.file": group for group in STACKS},
 }
-"""Keys that name a file -> the group it is looked up in; the id holds its SHA-256."""
+"""Keys that name a file -> the group it is looked up in (`file_group`); the id holds its SHA-256."""
 
 NAMED_STACKS = ("embedding",)
 """Stacks whose item names decide the image: the name is the word that the prompt calls."""
@@ -76,10 +78,17 @@ def config_lanes(config: Tree, defaults: Mapping[str, Any], file_hash: Mapping[t
     return total
 
 
+def file_group(pattern: str, value: Any) -> str | None:
+    """The group in which the file is looked up that a value of a key names; None when it names none."""
+    if value is None or (pattern == "task.upscaler" and value in ENLARGERS):
+        return None
+    return FILE_LEAVES.get(pattern)
+
+
 def by_content(pattern: str, value: Any, file_hash: Mapping[tuple[str, str], str]) -> Any:
     """A file's SHA-256 in place of its name; other values as they are."""
-    group = FILE_LEAVES.get(pattern)
-    return file_hash[group, value] if group is not None and value is not None else value
+    group = file_group(pattern, value)
+    return value if group is None else file_hash[group, value]
 
 
 def hexadecimal(lanes: Lanes) -> npt.NDArray[np.bytes_]:
@@ -106,5 +115,6 @@ class Finder(Protocol):
 
 def file_digests(config: Tree, book: Finder) -> dict[tuple[str, str], str]:
     """(group, name) -> SHA-256 of every file that a configuration names. Raises WeightFileError."""
-    named = [(group, get(config, key)) for pattern, group in FILE_LEAVES.items() for key, _ in expand(config, pattern)]
-    return {(group, asked): book.file(group, asked).sha256 for group, asked in named if asked is not None}
+    values = [(pattern, get(config, key)) for pattern in FILE_LEAVES for key, _ in expand(config, pattern)]
+    named = [(group, value) for pattern, value in values if (group := file_group(pattern, value)) is not None]
+    return {(group, asked): book.file(group, asked).sha256 for group, asked in named}

@@ -212,7 +212,7 @@ def recipe_order(recipes: Sequence[Recipe]) -> npt.NDArray[np.int64]:
         ranks([(recipe.vae, recipe.text_encoder, recipe.text_encoder_2) for recipe in recipes]),
         ranks([recipe.loras for recipe in recipes]),
         ranks([recipe.embeddings for recipe in recipes]),
-        ranks([recipe.upscaler for recipe in recipes]),
+        ranks([(recipe.upscaler, recipe.hires_upscaler) for recipe in recipes]),
     ]
     order = sorted(range(len(recipes)), key=lambda index: tuple(level[index] for level in levels))
     rank = np.empty(len(recipes), dtype=np.int64)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sdbatch.cell import SINGLE_PARTS, STACKS, Recipe, WeightFile
 from sdbatch.errors import SdbatchError
+from sdbatch.families.enlargers import ENLARGERS
 from sdbatch.hub.address import is_address
 from sdbatch.plan.axis import Codes
 from sdbatch.plan.bitmap import Bitmap
@@ -17,7 +18,7 @@ from sdbatch.plan.compatibility import check_recipes
 from sdbatch.plan.draft import Draft, FaultList
 from sdbatch.plan.family_rule import FAMILY_KEYS, family_fault
 from sdbatch.plan.files import FileBook
-from sdbatch.plan.identity import FILE_LEAVES
+from sdbatch.plan.identity import FILE_LEAVES, file_group
 from sdbatch.plan.image_encoder import choose_encoders
 from sdbatch.plan.image_ids import ImageIds
 from sdbatch.plan.kind import Kinds, divide, iter_values
@@ -29,7 +30,10 @@ from sdbatch.plan.task import picture_faults, task_faults
 from sdbatch.plan.tree import Tree, expand, get, has, overlay
 from sdbatch.weights.index import Index
 
-BATCH_LEAVES = ("width", "height", "steps", "sampler.name", "sampler.options", "task.name", "task.strength")
+BATCH_LEAVES = (
+    *("width", "height", "steps", "sampler.name", "sampler.options"),
+    *(f"task.{key}" for key in ("name", "strength", "steps", "scale", "width", "height", "upscaler")),
+)
 """Cells that differ in one of these cannot share a batch, so equal ones stand together."""
 
 OPTIONAL_FILES = (
@@ -38,6 +42,7 @@ OPTIONAL_FILES = (
     "ip_adapter.*.image",
     "task.image",
     "task.mask",
+    "task.upscaler",
     "checkpoint.merge.b",
     "checkpoint.merge.c",
 )
@@ -162,7 +167,8 @@ def _find_files(draft: Draft, book: FileBook, faults: FaultList) -> dict[tuple[s
         try:
             found[group, asked] = book.file(group, asked)
         except SdbatchError as error:
-            faults.add(key, _tell_missing(draft, book, group, asked, error))
+            without_file = f" Without a file: {', '.join(ENLARGERS)}." if key == "task.upscaler" else ""
+            faults.add(key, _tell_missing(draft, book, group, asked, error) + without_file)
     for key, message in pin_faults(draft.groups, found):
         faults.add(key, message)
     return found
@@ -190,12 +196,13 @@ def _named_files(draft: Draft) -> list[tuple[str, str, Any]]:
             for key, _ in expand(plain, pattern):
                 value = get(plain, key)
                 swept = draft.columns.get(key)
-                if value is None and (pattern in OPTIONAL_FILES or swept is not None):
+                if file_group(pattern, value) is None and (pattern in OPTIONAL_FILES or swept is not None):
                     continue
                 named[key, group, value] = None
     for key, column in draft.columns.items():
-        if (group := FILE_LEAVES.get(_pattern(key))) is not None:
-            named.update({(key, group, value): None for value in column.values if value is not None})
+        for value in column.values if _pattern(key) in FILE_LEAVES else ():
+            if (group := file_group(_pattern(key), value)) is not None:
+                named[key, group, value] = None
     return list(named)
 
 

@@ -16,7 +16,7 @@ from sdbatch.families.options import scheduler_options
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.merge.blocks import read_blocks
 from sdbatch.merge.table import METHODS
-from sdbatch.plan.task import TASKS
+from sdbatch.plan.task import MOST_PX, TASKS
 from sdbatch.plan.tree import Tree, get
 
 PROMPT_LIMIT = 100_000
@@ -74,8 +74,8 @@ def _blocks_fault(value: Any) -> str | None:
 
 
 PIXELS = Rule(
-    lambda value: isinstance(value, int) and 8 <= value <= 16_384 and value % 8 == 0,
-    lambda value: f"{value} px cannot be made; sizes are multiples of 8 from 8 to 16384 px.",
+    lambda value: isinstance(value, int) and 8 <= value <= MOST_PX and value % 8 == 0,
+    lambda value: f"{value} px cannot be made; sizes are multiples of 8 from 8 to {MOST_PX} px.",
 )
 TEXT = Rule(_is_text, lambda value: f"{str(value)[:40]!r} is not valid text (a NUL, a lone surrogate, or over {PROMPT_LIMIT} characters).")
 PROMPT = Rule(lambda value: _is_text(value) and not _TAG.search(value), _prompt_message)
@@ -86,6 +86,11 @@ SCALE = between(0.125, 16)
 TILE = between(64, 8192, "px")
 WINDOWED = ("controlnet", "ip_adapter")
 """Stacks whose items act on a part of the steps."""
+
+
+def optional(rule: Rule) -> Rule:
+    """The same, or nothing."""
+    return Rule(lambda value: value is None or rule.test(value), rule.message)
 
 
 def one_of(names: Callable[[], list[str]], what: str) -> Rule:
@@ -101,7 +106,7 @@ RULES: dict[str, Rule] = {
     "width": PIXELS,
     "height": PIXELS,
     "clip_skip": between(1, 12),
-    "upscaler.scale": Rule(lambda value: value is None or SCALE.test(value), SCALE.message),
+    "upscaler.scale": optional(SCALE),
     "upscaler.tile_px": Rule(
         lambda value: value == 0 or TILE.test(value), lambda value: f"{TILE.message(value)} 0 enlarges the picture as a whole."
     ),
@@ -112,7 +117,7 @@ RULES: dict[str, Rule] = {
     "prompt": PROMPT,
     "negative_prompt": PROMPT,
     "lora.*.weight": STRENGTH,
-    "lora.*.text_encoder_weight": Rule(lambda value: value is None or STRENGTH.test(value), STRENGTH.message),
+    "lora.*.text_encoder_weight": optional(STRENGTH),
     "hypernetwork.*.weight": STRENGTH,
     "controlnet.*.weight": STRENGTH,
     "controlnet.*.start": SHARE,
@@ -128,8 +133,12 @@ RULES: dict[str, Rule] = {
     "family.config": Rule(lambda value: bool(value), lambda value: "is not set; give the folder of the model's weightless configs."),
     "sampler.name": one_of(lambda: list(SAMPLERS), "sampler"),
     "task.name": one_of(lambda: list(TASKS), "task"),
-    "task.strength": Rule(lambda value: value is None or SHARE.test(value), SHARE.message),
-    "task.mask_blur": Rule(lambda value: value is None or BLUR.test(value), BLUR.message),
+    "task.strength": optional(SHARE),
+    "task.mask_blur": optional(BLUR),
+    "task.steps": optional(between(0, 1000, "steps")),
+    "task.scale": optional(between(1, 8)),
+    "task.width": optional(PIXELS),
+    "task.height": optional(PIXELS),
     "batch_size": Rule(
         lambda value: value == "auto" or (type(value) is int and 1 <= value <= 4096),
         lambda value: f"{value!r} is no batch size; give a whole number from 1, or auto.",

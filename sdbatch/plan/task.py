@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sdbatch.cell import WeightFile
-from sdbatch.families import FAMILIES
+from sdbatch.families import FAMILIES, Family
 from sdbatch.plan.draft import Draft
 from sdbatch.plan.kind import iter_values
 from sdbatch.plan.picture import has_white, read_size
@@ -16,6 +16,7 @@ from sdbatch.plan.tree import get
 
 TASKS: dict[str, tuple[str, ...]] = {
     "txt2img": (),
+    "hires": ("strength", "steps", "scale", "width", "height", "upscaler"),
     "img2img": ("image", "strength", "resize"),
     "inpaint": ("image", "strength", "resize", "mask", "mask_blur", "fill", "paste"),
 }
@@ -25,20 +26,24 @@ NEEDED = {
     "image": "give the picture to start from",
     "strength": "give the share of the steps that are run, from 0 to 1",
     "mask": "give a picture that is white where the image is made anew",
+    "upscaler": "give a way of enlarging, such as latent or lanczos, or a network of models/upscale_models",
 }
 """Keys that a task which uses them cannot do without."""
 
+MOST_PX = 16_384
+"""Of a side of an image."""
 _SHAPES_DIFFER = 0.02
 """Share by which the shapes of a picture and its mask may differ, as when both were rounded to whole pixels."""
 
 
 def task_faults(draft: Draft) -> Iterator[tuple[str, str]]:
     """(key path, message) of keys that a task has no use for or lacks, and of strengths that run no step."""
-    for key in TASKS["inpaint"]:
+    for key in dict.fromkeys(key for keys in TASKS.values() for key in keys):
         for _, (name, value) in iter_values(draft, ("task.name", f"task.{key}")):
             if message := _fault(str(name), key, value):
                 yield f"task.{key}", message
     yield from _idle_strengths(draft)
+    yield from _hires_faults(draft)
 
 
 def _fault(name: str, key: str, value: Any) -> str | None:
@@ -47,18 +52,52 @@ def _fault(name: str, key: str, value: Any) -> str | None:
     uses = TASKS[name]
     if key in uses:
         return f"is not set; {NEEDED[key]}." if value is None and key in NEEDED else None
-    owners = " or ".join(f"task={task}" for task, keys in TASKS.items() if key in keys)
-    return None if value is None else f"{value} does nothing in task={name}. Set {owners}, or leave it out."
+    owners = [f"task={task}" for task, keys in TASKS.items() if key in keys]
+    named = " or ".join(filter(None, [", ".join(owners[:-1]), owners[-1]]))
+    return None if value is None else f"{value} does nothing in task={name}. Set {named}, or leave it out."
 
 
 def _idle_strengths(draft: Draft) -> Iterator[tuple[str, str]]:
     """A strength of 0 is a way to ask for the picture itself; one that comes to no step is a mistake."""
-    for group, (steps, strength) in iter_values(draft, ("steps", "task.strength")):
-        family = FAMILIES.get(str(get(draft.groups[group], "family.name")))
-        numbers = isinstance(steps, int) and steps >= 1 and isinstance(strength, int | float) and 0 < strength <= 1
-        if family and numbers and family.skipped_steps(steps, strength) >= steps:
-            told = f"{strength:g} of {steps} steps is none at all. Raise one of them, or set 0 for the picture itself."
+    for group, (steps, own_steps, strength) in iter_values(draft, ("steps", "task.steps", "task.strength")):
+        family = _family(draft, group)
+        count = own_steps or steps
+        numbers = isinstance(count, int) and count >= 1 and isinstance(strength, int | float) and 0 < strength <= 1
+        if family and numbers and family.skipped_steps(count, strength) >= count:
+            told = f"{strength:g} of {count} steps is none at all. Raise one of them, or set 0 for the picture itself."
             yield "task.strength", told
+
+
+def _hires_faults(draft: Draft) -> Iterator[tuple[str, str]]:
+    """What the second pass of a hires fix cannot make: half a size, a smaller picture, a side that the family does not make."""
+    sizes = ("width", "height", "task.scale", "task.width", "task.height")
+    for group, (name, *values) in iter_values(draft, ("task.name", *sizes)):
+        family = _family(draft, group)
+        if name != "hires" or family is None or not all(isinstance(value, int | float | None) for value in values):
+            continue  # told by the rules
+        first, scale, asked = values[:2], values[2], values[3:]
+        if asked != [None, None]:
+            yield from _side_faults(family, first, asked)
+            if "task.scale" in draft.columns:
+                yield "task.scale", "does nothing beside task.width and task.height. Leave either out."
+        elif scale is None:
+            yield "task.scale", "is not set; give a factor, or task.width and task.height."
+        elif max(first) * scale > MOST_PX:
+            yield "task.scale", f"{scale:g} times {first[0]}x{first[1]} is more than {MOST_PX} px a side. Lower it."
+
+
+def _side_faults(family: Family, first: Sequence[int], asked: Sequence[int | None]) -> Iterator[tuple[str, str]]:
+    for key, side, before in zip(("width", "height"), asked, first, strict=True):
+        if side is None:
+            yield f"task.{key}", "is not set; give both sides, or neither and task.scale."
+        elif side < before:
+            yield f"task.{key}", f"{side} px is less than the {before} px of the first pass. Raise it, or lower {key}."
+        elif side % 8 == 0 and side % family.size_multiple_px:  # what is no multiple of 8 is told by the rules
+            yield f"task.{key}", f"{side} px cannot be made with {family.title}; sizes are multiples of {family.size_multiple_px} px."
+
+
+def _family(draft: Draft, group: int) -> Family | None:
+    return FAMILIES.get(str(get(draft.groups[group], "family.name")))
 
 
 def picture_faults(draft: Draft, files: Mapping[tuple[str, str], WeightFile]) -> Iterator[tuple[str, str]]:

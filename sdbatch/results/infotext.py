@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import sdbatch
 from sdbatch.cell import Cell, Control, ImagePrompt, WeightFile
+from sdbatch.families import find_family
 from sdbatch.results.row import autov2
 
 _FORGEABLE = re.compile(r"(Negative prompt|Steps)(\\*):")
@@ -70,7 +71,7 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None, size_px: tu
     Args:
         cell: What was made.
         autov3: Names of LoRAs to Civitai's AutoV3 where that is known.
-        size_px: (width, height) of the finished picture; None: as it was denoised.
+        size_px: (width, height) of the finished picture; None: as it was decoded.
     """
     recipe = cell.recipe
     words = f"{cell.prompt}\n{cell.negative_prompt}"
@@ -87,18 +88,19 @@ def infotext_of(cell: Cell, autov3: Mapping[str, str] | None = None, size_px: tu
         "Model": recipe.model_name,
         "VAE hash": autov2(recipe.vae.sha256) if recipe.vae else None,
         "VAE": recipe.vae.name if recipe.vae else None,
-        "Denoising strength": _number(cell.source.strength) if cell.source else None,
+        "Denoising strength": _number(second.strength) if (second := cell.source or cell.hires) else None,
         "Clip skip": str(cell.clip_skip) if cell.clip_skip > 1 else None,
         "CFG rescale": _number(cell.guidance_rescale) if cell.guidance_rescale else None,
         "RNG": "CPU",
         **_inpainting(cell),
+        **_hires(cell),
     }
     for index, (part, control) in enumerate(zip(recipe.controlnets, cell.controls, strict=True)):
         parameters[f"ControlNet {index}"] = _unit(control.preprocessor, part, control)
     for index, (part, shown) in enumerate(zip(recipe.ip_adapters, cell.image_prompts, strict=True), len(recipe.controlnets)):
         # To A1111's ControlNet extension an IP-Adapter is one more unit, and this the module that finds its image encoder.
         parameters[f"ControlNet {index}"] = _unit("ip-adapter-auto", part, shown)
-    parameters |= _enlargement(cell, size_px or (cell.width, cell.height))
+    parameters |= _enlargement(cell, size_px or cell.decoded_px)
     parameters["Lora hashes"] = ", ".join(f"{part.name}: {(autov3 or {}).get(part.name, autov2(part.sha256))}" for part in recipe.loras)
     parameters["TI hashes"] = ", ".join(f"{part.name}: {part.sha256[:12]}" for part in embeddings)
     parameters["Version"] = f"sdbatch {sdbatch.__version__}"
@@ -114,7 +116,7 @@ def _enlargement(cell: Cell, size_px: tuple[int, int]) -> dict[str, str]:
     """In the words of A1111's postprocessing."""
     if cell.recipe.upscaler is None and cell.upscale is None:
         return {}
-    scale = cell.upscale or round(size_px[0] / cell.width, 4)
+    scale = cell.upscale or round(size_px[0] / cell.decoded_px[0], 4)
     upscaler = cell.recipe.upscaler.name if cell.recipe.upscaler else "Lanczos"
     return {"Postprocess upscale by": _number(scale), "Postprocess upscaler": upscaler}
 
@@ -125,6 +127,15 @@ def _inpainting(cell: Cell) -> dict[str, str]:
         return {}
     told = {"Mask blur": str(cell.source.mask.blur_px)}
     return told if cell.source.mask.fill == "original" else {**told, "Masked content": f"latent {cell.source.mask.fill}"}
+
+
+def _hires(cell: Cell) -> dict[str, str]:
+    """In the words of A1111, whose second pass runs as many steps as it says, in place of the strength's share of them."""
+    if (hires := cell.hires) is None:
+        return {}
+    asked = {"Hires resize": f"{hires.width}x{hires.height}"} if hires.scale is None else {"Hires upscale": _number(hires.scale)}
+    steps = hires.steps - find_family(cell.recipe.family).skipped_steps(hires.steps, hires.strength)
+    return {**asked, "Hires steps": str(steps) if steps else "", "Hires upscaler": hires.enlarger.label}
 
 
 def _hashes(cell: Cell, embeddings: list[WeightFile]) -> dict[str, str]:

@@ -93,6 +93,7 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
             for each in cell.controls
         ],
         **({"source": _source(cell.source)} if cell.source else {}),
+        **({"hires": content_of(cell.hires)} if cell.hires else {}),
         **({"image_prompts": [_image_prompt(each) for each in cell.image_prompts]} if cell.image_prompts else {}),
     }
 

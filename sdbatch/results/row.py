@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdbatch.cell import Cell, Merge, Picture, Recipe, Source, WeightFile, content_of
+from sdbatch.cell import Cell, Hires, Merge, Picture, Recipe, Source, WeightFile, content_of
 from sdbatch.results.arrow import table_of_records
 from sdbatch.results.schema import FAILED, FLAT, NAN, OK, SCHEMA, SCHEMA_VERSION
 
@@ -139,6 +139,7 @@ def _settings(cell: Cell) -> Row:
         "height": cell.height,
         "task": cell.task,
         **(_source(cell.source) if cell.source else {}),
+        **(_hires(cell.hires) if cell.hires else {}),
     }
 
 
@@ -161,6 +162,16 @@ def _source(source: Source) -> Row:
     }
 
 
+def _hires(hires: Hires) -> Row:
+    return {
+        "task_strength": hires.strength,
+        "task_steps": hires.steps,
+        "task_width": hires.width,
+        "task_height": hires.height,
+        "task_upscaler": hires.enlarger.name,
+    }
+
+
 def _weights(cell: Cell, facts: Mapping[str, Any]) -> Row:
     recipe = cell.recipe
     return {
@@ -179,6 +190,7 @@ def _weights(cell: Cell, facts: Mapping[str, Any]) -> Row:
         "upscaler": recipe.upscaler.name if recipe.upscaler else None,
         "upscaler_sha256": recipe.upscaler.sha256 if recipe.upscaler else None,
         "upscale": cell.upscale,
+        "task_upscaler_sha256": recipe.hires_upscaler.sha256 if recipe.hires_upscaler else None,
         "loras": _loras(cell, facts),
         "embeddings": _files(recipe.embeddings),
         "hypernetworks": _hypernetworks(cell),

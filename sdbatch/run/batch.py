@@ -14,7 +14,8 @@ from sdbatch.results.folder import FLAT_LIMIT
 
 def batch_size_name(cell: Cell) -> str:
     """Under which name the sweep keeps its batch size for cells like this one."""
-    return f"batch_size_{cell.recipe.family}_{cell.width}x{cell.height}"
+    width, height = cell.decoded_px
+    return f"batch_size_{cell.recipe.family}_{width}x{height}"
 
 
 @dataclass(frozen=True)

@@ -68,3 +68,27 @@ def test_inpainting_paints_inside_the_mask_alone(place: Path, run: Run) -> None:
         assert "Denoising strength: 0.9" in read_texts(place / "inpainted" / row["image"])["parameters"]
     image = place / "inpainted" / rows[0]["image"]
     assert "the same bytes" in run("replay", str(image), "to=again.png").stdout
+
+
+def test_a_hires_fix_makes_the_prompt_s_picture_at_the_larger_size(place: Path, run: Run) -> None:
+    """The embedded model knows pictures of 128 pixels: of 96, enlarged, the second pass makes one of them."""
+    axes = ["task=hires", "task.upscaler=latent_bicubic,lanczos", "task.strength=0,0.5", "prompt=a car,a dog", "width=96", "height=96"]
+    done = run("-m", *axes, "task.width=128", "task.height=128", "seed=3", "memory.threads=1", "tracking=none", "out=hires")
+    assert done.returncode == 0, done.stderr
+    pictures = {name: read(PICTURES / f"{name}.png") for name in ("car", "dog")}
+    rows = rows_of(place / "hires")
+    away: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        made, noun = read(place / "hires" / row["image"]), row["prompt"].removeprefix("a ")
+        other = next(name for name in pictures if name != noun)
+        assert made.shape == (SIDE, SIDE, 3)
+        assert distance(made, pictures[noun]) < distance(made, pictures[other])
+        away.setdefault((noun, row["task_strength"]), []).append(distance(made, pictures[noun]))
+        assert (row["task"], row["width"], row["task_width"], row["image_width"]) == ("hires", 96, SIDE, SIDE)
+    for noun in pictures:
+        assert max(away[noun, 0.5]) < min(away[noun, 0.0]), "the second pass adds what was missing"
+    image = place / "hires" / next(row["image"] for row in rows if row["task_upscaler"] == "lanczos" and row["task_strength"])
+    told = read_texts(image)["parameters"]
+    for text in ("Size: 96x96", "Denoising strength: 0.5", "Hires resize: 128x128, Hires steps: 10, Hires upscaler: Lanczos"):
+        assert text in told
+    assert "the same bytes" in run("replay", str(image), "to=again.png").stdout

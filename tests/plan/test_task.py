@@ -51,7 +51,7 @@ def test_txt2img_is_as_it_was_and_takes_no_picture() -> None:
     assert (cell.task, cell.source) == ("txt2img", None)
     assert image_ids(plan_of("task=txt2img")) == image_ids(plan_of())
     said = faults_of("task.image=photo.png", "task.strength=0.5")
-    assert said["task.strength"] == "0.5 does nothing in task=txt2img. Set task=img2img or task=inpaint, or leave it out."
+    assert said["task.strength"] == "0.5 does nothing in task=txt2img. Set task=hires, task=img2img or task=inpaint, or leave it out."
     assert said["task.image"].startswith("photo.png does nothing in task=txt2img")
 
 

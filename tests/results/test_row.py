@@ -88,6 +88,7 @@ def test_every_column_survives_parquet_and_pandas() -> None:
     assert frame["error"].isna().tolist() == [True, False]
     assert str(frame["made_at"].dt.tz) == "UTC"
     absent = {"text_encoder", "text_encoder_sha256", "text_encoder_2", "text_encoder_2_sha256", "upscaler", "upscaler_sha256", "upscale"}
+    absent |= {"task_steps", "task_width", "task_height", "task_upscaler", "task_upscaler_sha256"}
     empty = {name for name in SCHEMA.names if table[name][0].as_py() is None}
     assert empty == {"error", "image_offset", "merge", "prediction_type", *absent}
 
