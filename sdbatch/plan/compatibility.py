@@ -79,7 +79,8 @@ def _find_wrong_model(base: Identity, recipe: Recipe) -> str | None:
     if family == recipe.family and not differs and not _differs_in_guidance(base, Path(recipe.config)):
         return None
     model = _MODELS_OF_VARIANT.get((base.family, base.variant or ""), _MODELS[base.family])
-    set_up = FAMILIES[recipe.family].title + (f" ({expected}-wide)" if differs and family == recipe.family else "")
+    told = f" ({expected}-wide)" if differs else " without guidance" if base.variant == "dev" else " with guidance"
+    set_up = FAMILIES[recipe.family].title + (told if family == recipe.family else "")
     return f"is {describe(base)}, but the model is set up as {set_up}: use model={model}"
 
 
@@ -95,8 +96,6 @@ def _idle_parts(recipe: Recipe) -> Iterator[Fault]:
     for part in SINGLE_PARTS:
         if recipe.part(part) is not None and index.get(part) == [None, None]:
             yield Fault(part, f"this model has no {part}. Set {part}=baked.")
-    if recipe.controlnets and FAMILIES[recipe.family].denoiser != "unet":
-        yield Fault("controlnet", f"ControlNets do not run with {FAMILIES[recipe.family].title}. Leave controlnet empty.")
 
 
 def _missing_parts(recipe: Recipe, base: Identity, catalog: Catalog, index: Index) -> Iterator[Fault]:

@@ -43,7 +43,8 @@ def to_text(records: Sequence[dict[str, Any]]) -> str:
 def describe_record(record: dict[str, Any]) -> str:
     """What a file is, in a few words with its size in numbers."""
     numbers = f"{record['parameters'] / 1e6:.1f} M" if record["parameters"] else ""
-    kinds = [word for word in (record["variant"], record["algorithm"]) if word not in ("base", "vae", "lora")]
+    told = ("base", "vae", "lora")
+    kinds = [word for word in (record["variant"], record["algorithm"]) if word and word not in told and word not in record["summary"]]
     return ", ".join(word for word in (record["summary"], *kinds, numbers, record["dtype"]) if word)
 
 

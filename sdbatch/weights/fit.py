@@ -27,7 +27,7 @@ def describe(identity: Identity) -> str:
     """What a file is, in a few words: `a LoRA for SDXL (2048-wide cross-attention)`."""
     words = _ARTICLED[identity.kind]
     if identity.family:
-        words += f" for {_title(identity.family)}"
+        words += f" for {_whose(identity)}"
     if detail := _describe_numbers(identity):
         words += f" ({detail})"
     return words
@@ -51,7 +51,7 @@ def find_mismatch(file: Identity, group: str, base: Identity) -> str | None:
         return f"is {describe(file)}, but it holds only averaged weights under names that nothing loads; use its pruned version"
     if (found := _find_difference(file, group, base)) is None:
         return None
-    model = f"the model is {_title(base.family)}" if base.family else "the model"
+    model = f"the model is {_whose(base)}" if base.family else "the model"
     return f"is {describe(file)}, {model}{found}"
 
 
@@ -169,5 +169,12 @@ def _join(widths: tuple[int, ...]) -> str:
     return "+".join(str(width) for width in widths)
 
 
-def _title(family: str) -> str:
-    return BY_NAME[family].title if family in BY_NAME else family
+def _whose(identity: Identity) -> str:
+    """The family as people say it, and of a model which of its models."""
+    family = identity.family or ""
+    title = BY_NAME[family].title if family in BY_NAME else family
+    return _MODELS.get((family, identity.variant or ""), title) if identity.kind in ("checkpoint", "denoiser") else title
+
+
+_MODELS = {("sdxl", "refiner"): "the SDXL refiner", ("flux", "dev"): "FLUX.1 dev", ("flux", "schnell"): "FLUX.1 schnell"}
+"""(family, variant) of models that other models' parts do not fit."""

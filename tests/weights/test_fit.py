@@ -78,7 +78,7 @@ def test_sentences(read: Read) -> None:
     )
     assert find_mismatch(read(d.ldm_vae()), "lora", sd1) == "is a VAE (4 latent channels), not a LoRA; use it as vae="
     assert find_mismatch(read({"x": (1, 1)}), "lora", sd1) == "is of no known kind, not a LoRA; no group takes it"
-    assert describe(read(d.flux())) == "a UNet or transformer without VAE and text encoder for FLUX.1 (4096-wide cross-attention)"
+    assert describe(read(d.flux())) == "a UNet or transformer without VAE and text encoder for FLUX.1 dev (4096-wide cross-attention)"
 
 
 def test_what_is_not_known_is_not_refused(read: Read) -> None:
@@ -169,7 +169,7 @@ def test_flux_runs_no_ip_adapter(read: Read) -> None:
         "ip_adapter_proj_model.proj.weight": (9, 768),
     }
     flux = read(FLUX)
-    assert "is an IP-Adapter for FLUX.1, the model is FLUX.1, with which sdbatch runs no IP-Adapter" in (
+    assert "is an IP-Adapter for FLUX.1, the model is FLUX.1 dev, with which sdbatch runs no IP-Adapter" in (
         find_mismatch(read(xlabs), "ip_adapter", flux) or ""
     )
     assert "is an IP-Adapter for FLUX.1, the model is SDXL" in (find_mismatch(read(xlabs), "ip_adapter", read(d.sdxl())) or "")
