@@ -50,6 +50,13 @@ def command(*arguments: str, program: Sequence[str] = PROGRAM) -> list[str]:
     return [sys.executable, *program, *arguments]
 
 
+def impatient(**settings: object) -> tuple[str, str]:
+    """A `program` whose supervisor has other limits: `child__HANG_S=3` for `child.HANG_S`."""
+    changes = [f"{name.replace('__', '.')} = {value!r}" for name, value in settings.items()]
+    imports = ["import sys", "from sdbatch.cli import main", "from sdbatch.run import child, supervisor"]
+    return "-c", "\n".join([*imports, *changes, "sys.exit(main(sys.argv[1:]))"])
+
+
 def environment(**more: str) -> dict[str, str]:
     """The tests' own, so that what runs is the package under test."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", **more}
@@ -81,10 +88,10 @@ def run(
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def start(folder: Path, *arguments: str, variables: Mapping[str, str] = EMPTY) -> subprocess.Popen[str]:
-    """Start the program in a working folder."""
-    env = environment(**variables)
-    return subprocess.Popen(command(*arguments), cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, variables: Mapping[str, str] = EMPTY) -> subprocess.Popen[str]:
+    """Start the program in a working folder; `program` and `variables` as for `run`."""
+    words, env = command(*arguments, program=program), environment(**variables)
+    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def kill(process: subprocess.Popen[str]) -> str:

@@ -15,17 +15,10 @@ import pytest
 
 from sdbatch.run.message import Blocked, Loading, Message, Reporter, parse
 from sdbatch.run.pulse import TRICKLE_BYTES, Pulse
-from tests.faults.program import QUIET, check_whole, run
+from tests.faults.program import QUIET, check_whole, impatient, run
 
 PATIENCE_S = 6
 DELAY_S = 11
-IMPATIENT = f"""
-import sys
-from sdbatch.cli import main
-from sdbatch.run import child, supervisor
-child.HANG_S = supervisor.BLOCKED_S = {PATIENCE_S}
-sys.exit(main(sys.argv[1:]))
-"""
 SWEEP = (*QUIET, "seed=range(0,48)", "-m")
 """Two shards."""
 
@@ -49,8 +42,9 @@ def test_a_worker_that_waits_for_the_disk_is_told_of_and_left_alone(
         pytest.skip("strace is not installed: apt-get install -y strace")
     slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(tmp_path / "sweep" / path), "-e", f"trace={call}"]
     slow += ["-e", f"inject={call}:delay_enter={DELAY_S * 1_000_000}:when={number}"]
+    program = impatient(child__HANG_S=PATIENCE_S, supervisor__BLOCKED_S=PATIENCE_S)
     began_s = time.monotonic()
-    ended = run(tmp_path, *SWEEP, "out=sweep", before=slow, program=("-c", IMPATIENT))
+    ended = run(tmp_path, *SWEEP, "out=sweep", before=slow, program=program)
     if "attach" in ended.errors or "PTRACE" in ended.errors:
         pytest.skip(f"strace cannot trace here: {ended.errors}")
     assert time.monotonic() - began_s > DELAY_S, "nothing was held up"

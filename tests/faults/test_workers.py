@@ -16,8 +16,24 @@ import pytest
 
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
-from tests.faults.conftest import SEEDS
-from tests.faults.program import BY_CHANCE, QUIET, Ended, check_sound, check_whole, images, pictures, rows, run, start, until, workers_of
+from tests.conftest import BASE, write_weight
+from tests.faults.conftest import SEEDS, SLOW
+from tests.faults.program import (
+    BY_CHANCE,
+    QUIET,
+    Ended,
+    check_sound,
+    check_whole,
+    environment,
+    images,
+    impatient,
+    pictures,
+    rows,
+    run,
+    start,
+    until,
+    workers_of,
+)
 
 KILLS = 50
 CELLS = 480
@@ -150,6 +166,71 @@ def test_one_worker_or_four_make_the_same(tmp_path: Path) -> None:
     assert run(tmp_path, *sweep, "out=one").code == 0
     check_whole(tmp_path / "four", tmp_path / "one", run(tmp_path, *sweep, "out=four", "hydra.launcher.workers=4"))
     assert len(set(load_rows(SweepFolder(tmp_path / "four"), ["worker"])["worker"].to_pylist())) > 1
+
+
+def test_a_worker_that_stands_still_is_killed_and_its_images_are_made_by_the_next(tmp_path: Path, clean_slow: Path) -> None:
+    """Stopped, it answers to no signal but the one that kills."""
+    driver = start(tmp_path, *SLOW, "out=sweep", program=impatient(child__HANG_S=4.0))
+    until(lambda: committed_blocks(tmp_path / "sweep"))
+    (worker,) = workers_of(tmp_path / "sweep")
+    os.kill(worker, signal.SIGSTOP)
+    told, _ = driver.communicate(timeout=120)
+    assert re.search(r"worker-0 \(cpu\) has said nothing for [45] s while (step|denoising) \S+: killing it", told), told
+    assert "worker-0 (cpu) died: killed, since it said nothing" in told
+    check_whole(tmp_path / "sweep", clean_slow, Ended(driver.returncode, told, ""), but=BY_CHANCE)
+
+
+def test_a_broken_cuda_context_is_left_with_its_process_and_the_other_images_are_made(tmp_path: Path) -> None:
+    """In the process that had the error no later batch works: only a new one makes the others."""
+    prompts = "prompt=a fox,drill:sticky,a cat,a dog,an owl,a hen,a cow,a pig"
+    ended = run(tmp_path, *QUIET, prompts, "out=sweep", "-m", program=impatient(supervisor__BACKOFF_S=(0.0,)))
+    assert ended.code == 1
+    assert "7 images made" in ended.told and "1 failed" in ended.told, "and the last words say what to do: `sdbatch status`"
+    cause = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert f"worker-0 (cpu) died: {cause}. Restarting it." in ended.errors
+    check_sound(tmp_path / "sweep")
+    found = {row["prompt"]: (row["status"], row["error"]) for row in load_rows(SweepFolder(tmp_path / "sweep")).to_pylist()}
+    assert found.pop("drill:sticky") == ("failed", f"its worker died 3 times while making it, the last time alone in its batch: {cause}")
+    assert len(found) == 7 and set(found.values()) == {("ok", None)}
+
+
+@pytest.mark.parametrize(
+    "limits", [{"supervisor__BACKOFF_S": (0.0,), "supervisor__QUARANTINE_CRASHES": 2}, {}], ids=["given up", "waiting"]
+)
+def test_one_device_that_never_works_costs_no_image_and_no_time(tmp_path: Path, clean: Path, limits: dict[str, object]) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif 'index=1' in sys.orig_argv: os.abort()\n")
+    broken = {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])}
+    sweep = (*QUIET, "seed=range(0,48)", "hydra.launcher.workers=2", "out=sweep", "-m")
+    ended = run(tmp_path, *sweep, program=impatient(**limits), variables=broken)
+    assert ended.code == 0, ended.errors
+    check_sound(tmp_path / "sweep")
+    made = images(tmp_path / "sweep")
+    assert len(made) == 48 and images(clean).items() <= made.items()
+    assert "worker-1 (cpu) died: SIGABRT" in ended.errors
+    if limits:
+        assert "2 times in a row without an image: this device is given up" in ended.errors
+    else:
+        assert ended.errors.count("died") < 6, "it was waited for though nothing was left to make"
+
+
+def test_weights_that_change_while_the_sweep_runs_fail_their_images_and_no_others(workspace: Path) -> None:
+    sweep = (*BASE, *QUIET, "lora=red,blue", "seed=range(0,16)", "prompt=drill:slow", "steps=4", "out=sweep", "-m")
+    driver = start(workspace, *sweep)
+    folder = SweepFolder(workspace / "sweep")
+    until(folder.parts)
+    (first,) = {row["loras"][0]["name"] for row in load_rows(folder, ["loras"]).to_pylist()}
+    second = {"red": "blue", "blue": "red"}[first]
+    write_weight(workspace / f"models/loras/{second}.safetensors", "trained again")
+    told, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 1 and "16 images made" in told and "16 failed" in told, told
+    check_sound(folder.path)
+    for row in load_rows(folder, ["loras", "status", "error"]).to_pylist():
+        if row["loras"][0]["name"] == first:
+            assert row["status"] == "ok"
+        else:
+            assert (
+                row["status"] == "failed" and f"lora.{second}: " in row["error"] and "has changed since the plan was made" in row["error"]
+            )
 
 
 MEMORY = Path("/sys/fs/cgroup/memory")

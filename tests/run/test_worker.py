@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from sdbatch.cell import Cell
+from sdbatch.cell import Cell, Recipe
 from sdbatch.config.arguments import read_arguments
+from sdbatch.errors import WeightFileError
+from sdbatch.pipeline.rehearsal import RehearsalEngine
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.block import ImageReader
 from sdbatch.results.folder import SweepFolder
@@ -125,6 +127,28 @@ def test_a_worker_that_waits_while_another_sweep_begins_in_the_folder_touches_no
     monkeypatch.setattr(worker.stop, "wait", sleep)
     assert worker.run() == 0
     assert not folder.parts() and not list(folder.claims.glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    "error", [WeightFileError("blue.safetensors is cut short"), ValueError("no such layer\nat all")], ids=["ours", "another"]
+)
+def test_weights_that_cannot_be_loaded_fail_their_cells_with_the_reason_and_no_others(
+    begin: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    honest = RehearsalEngine.prepare
+
+    def prepare(self: RehearsalEngine, recipe: Recipe) -> None:
+        if [lora.name for lora in recipe.loras] == ["blue"]:
+            raise error
+        honest(self, recipe)
+
+    monkeypatch.setattr(RehearsalEngine, "prepare", prepare)
+    folder = begin("sweep", "lora=red,blue", "seed=range(0,8)", "batch_size=4")
+    run_workers(folder, 2)
+    rows = load_rows(folder, ["loras", "status", "error"]).to_pylist()
+    found = {(row["loras"][0]["name"], row["status"], row["error"]) for row in rows}
+    said = str(error) if isinstance(error, WeightFileError) else "ValueError: no such layer"
+    assert len(rows) == 16 and found == {("red", "ok", None), ("blue", "failed", said)}
 
 
 def test_blocks_are_cut_by_the_plan_alone() -> None:
