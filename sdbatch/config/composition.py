@@ -5,6 +5,7 @@ from __future__ import annotations
 # pyright: reportPrivateUsage=false
 # OmegaConf has no public way to a node, nor to convert one value.
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -48,7 +49,8 @@ class Composition:
         try:
             node._set_value(value)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}={value}: {str(error).splitlines()[0]}") from None
+            text = str(error).replace("$VALUE_TYPE", type(value).__name__).replace("$VALUE", str(value))
+            raise ConfigError(f"{key}: {plainly(text)}") from None
         return plain_value(node._value())
 
     def choices(self, key: str) -> list[str]:
@@ -98,6 +100,15 @@ def _typed_nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, type[A
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and not child._is_missing():
             yield from _typed_nodes(child, f"{path}{key}.")
+
+
+def plainly(text: str) -> str:
+    """The first line of OmegaConf's error, without its names of types where people have others."""
+    line = text.splitlines()[0]
+    if match := re.match(r"Value '(.*)' (?:of type '\w+' could not be converted to (Integer|Float)|is not a valid (bool))", line):
+        wanted = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}[match[2] or match[3]]
+        return f"{match[1]!r} is not {wanted}."
+    return line
 
 
 def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:

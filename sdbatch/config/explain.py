@@ -11,7 +11,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from sdbatch.cell import STACKS
 from sdbatch.config import schema, weight
-from sdbatch.config.composition import Composition
+from sdbatch.config.composition import Composition, plainly
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.weights.catalog import Catalog
@@ -64,7 +64,7 @@ def explain(error: Exception, vocabulary: Vocabulary, overrides: Sequence[str] =
             # Without a single file there is no such group, so Hydra takes the stack for a value.
             return f"{match[1]}: there is no {match[1]} file in the models folders. Put one into {vocabulary.catalog.target(match[1])}."
         # What a resolver of ours says stands after OmegaConf's own words.
-        return f"{match[1]}: {str(cause).splitlines()[0].rpartition('ConfigError raised while resolving interpolation: ')[2]}"
+        return f"{match[1]}: {plainly(str(cause)).rpartition('ConfigError raised while resolving interpolation: ')[2]}"
     return "\n".join(dict.fromkeys(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line))
 
 
@@ -74,7 +74,7 @@ def _wrong_file(name: str, text: str, key: str) -> str:
         parent = key.rpartition(".")[0]
         names = [f"{parent}.{field.name}".lstrip(".") for field in fields(CLASSES[match[1]])] if match[1] in CLASSES else []
         text = f"there is no such key. {did_you_mean(key, names)}"
-    return f"{name}.yaml: {key}: {text}"
+    return f"{name}.yaml: {key}: {plainly(text)}"
 
 
 def _quoted(override: str) -> str:

@@ -49,7 +49,12 @@ def read_request(composer: Composer, overrides: Sequence[str], mode: RunMode) ->
             request.literals[key] = value
         else:
             parsed.append(text)
+    swept: set[str] = set()
     for override in composer.parse(parsed):
+        if override.key_or_group in swept:
+            raise ConfigError(f"{override.input_line}: {override.key_or_group} is swept before. Give it once.")
+        if override.is_sweep_override():
+            swept.add(override.key_or_group)
         _sort(composer, request, override, mode)
     return request
 

@@ -34,6 +34,9 @@ CASES = [
     ["matrix.zip={seed:[1,2],steps:[3]}"],
     ["matrix.prompts.file=gone.txt"],
     ["seed=1,2", "matrix.product={seed:[3]}"],
+    ["seed=1,2", "seed=3"],
+    ["lora.red.weight=strong", "lora=[red]"],
+    ["output.grid=maybe"],
     ["model=sdxl2"],
     ["family.config=gone"],
     ["checkpoint.file=gone.safetensors"],
@@ -73,7 +76,7 @@ def test_error_messages_are_as_reviewed(workspace: Path) -> None:
     [
         ("sed: 3", r"mine.yaml: sed: there is no such key. Did you mean seed"),
         ("lora: {red: {wieght: 3}}", r"mine.yaml: lora.red.wieght: there is no such key. Did you mean lora.red.weight"),
-        ("steps: abc", r"mine.yaml: steps: Value 'abc'"),
+        ("steps: abc", r"mine.yaml: steps: 'abc' is not a whole number"),
     ],
 )
 def test_a_mistake_in_a_file_is_told_with_its_file(workspace: Path, text: str, said: str) -> None:
