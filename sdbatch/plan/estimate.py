@@ -76,6 +76,7 @@ def _loads(recipes: list[Recipe]) -> str:
         "checkpoint": [recipe.checkpoint for recipe in recipes],
         "merge": [recipe.merge for recipe in recipes],
         **{TITLES.get(group, group.replace("_", " ")): [recipe.part(group) for recipe in recipes] for group in SINGLE_PARTS},
+        "hires upscaler": [recipe.hires_upscaler for recipe in recipes],
         **{f"{TITLES.get(group, group)} stack": [recipe.stack(group) for recipe in recipes] for group in STACKS},
     }
     told: list[str] = []
@@ -104,10 +105,19 @@ def _pixels(plan: Plan) -> tuple[float, float]:
     for cells in plan.iter_slices():
         scale = _numbers(plan, "upscaler.scale", cells)
         scale = np.where(np.isnan(scale), own_scale[cells.recipe], scale)
-        pixels = _numbers(plan, "width", cells) * _numbers(plan, "height", cells)
-        finished += float((pixels * scale**2).sum())
-        work += float((pixels * _numbers(plan, "steps", cells))[cells.shard >= 0].sum())
+        pixels, steps = _numbers(plan, "width", cells) * _numbers(plan, "height", cells), _numbers(plan, "steps", cells)
+        large = _second_pass(plan, pixels, cells)
+        own_steps = np.nan_to_num(_numbers(plan, "task.steps", cells))
+        second = np.nan_to_num(large) * np.where(own_steps > 0, own_steps, steps) * np.nan_to_num(_numbers(plan, "task.strength", cells))
+        finished += float((np.where(np.isnan(large), pixels, large) * scale**2).sum())
+        work += float((pixels * steps + second)[cells.shard >= 0].sum())
     return finished, work
+
+
+def _second_pass(plan: Plan, pixels: npt.NDArray[np.float64], cells: Slice) -> npt.NDArray[np.float64]:
+    """Pixels that a hires fix makes of the first pass's; NaN where there is none."""
+    asked = _numbers(plan, "task.width", cells) * _numbers(plan, "task.height", cells)
+    return np.where(np.isnan(asked), pixels * _numbers(plan, "task.scale", cells) ** 2, asked)
 
 
 def _numbers(plan: Plan, key: str, cells: Slice) -> npt.NDArray[np.float64]:

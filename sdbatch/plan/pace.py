@@ -4,10 +4,12 @@ from __future__ import annotations
 
 # pyright: reportUnknownParameterType=false
 # pyarrow ships no types.
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,7 +20,8 @@ from sdbatch.results.schema import OK
 SWEEPS = 20
 """So many sweeps are looked at, the newest first."""
 SPENT = ("encode", "denoise", "decode")
-COLUMNS = ["status", "checkpoint_sha256", "steps", "width", "height", "device", *(f"{what}_s" for what in SPENT)]
+SECOND_PASS = ("task_steps", "task_strength", "task_width", "task_height")
+COLUMNS = ["status", "checkpoint_sha256", "steps", "width", "height", *SECOND_PASS, "device", *(f"{what}_s" for what in SPENT)]
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,14 @@ def find_pace(out: Path, checkpoints: Collection[str]) -> Pace | None:
         except (OSError, pa.ArrowException):
             continue  # damaged, as `sdbatch verify` tells
         if rows:
-            paces = [sum(row[f"{what}_s"] for what in SPENT) / (row["steps"] * row["width"] * row["height"]) for row in rows]
+            paces = [sum(row[f"{what}_s"] for what in SPENT) / _work(row) for row in rows]
             return Pace(median(paces), rows[0]["device"], sweep)
     return None
+
+
+def _work(row: Mapping[str, Any]) -> float:
+    """Steps times pixels, those of a hires fix's second pass included."""
+    return row["steps"] * row["width"] * row["height"] + math.prod(row[key] or 0 for key in SECOND_PASS)
 
 
 def _newest(out: Path) -> Iterator[tuple[Path, Path]]:

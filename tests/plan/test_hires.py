@@ -14,6 +14,7 @@ from sdbatch.errors import PlanError
 from sdbatch.families.enlargers import ENLARGERS
 from sdbatch.pipeline.engine import batch_key
 from sdbatch.plan import compatibility
+from sdbatch.plan.estimate import estimate
 from sdbatch.results.infotext import infotext_of
 from sdbatch.results.png import cell_facts
 from sdbatch.results.row import ImageFile, row_of
@@ -80,6 +81,20 @@ def test_tasks_sweep_beside_each_other() -> None:
     assert sorted(plan.cell(index).task for index in range(2)) == ["hires", "txt2img"]
     assert image_ids(plan_of()) == image_ids(plan_of("task=txt2img"))
     assert set(image_ids(plan_of())) < set(image_ids(plan))
+
+
+@pytest.mark.usefixtures("networks")
+def test_the_estimate_counts_what_the_second_pass_makes() -> None:
+    def disk(*overrides: str) -> float:
+        return estimate(plan_of("width=64", "height=64", *overrides)).disk_bytes
+
+    one = disk()
+    assert disk("task=hires") == pytest.approx(4 * one)
+    assert disk("task=hires", "task.scale=1.5,2", "upscaler=lanczos") == pytest.approx((9 + 16) * one)
+    assert disk("task=hires", "task.width=128", "task.height=64,128") == pytest.approx((2 + 4) * one)
+    steps = estimate(plan_of("width=64", "height=64", "task=hires", "task.strength=0.5", "steps=10")).work_step_px
+    assert steps == 64 * 64 * 10 + 128 * 128 * 5
+    assert "1 hires upscaler" in estimate(plan_of("task=hires", "task.upscaler=4x_sharp")).loads
 
 
 def test_what_it_cannot_make_is_told_at_once() -> None:
