@@ -19,10 +19,9 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from sdbatch.adapters.module import build_module
-from sdbatch.adapters.read import Tensors, read_json, read_tensors
+from sdbatch.adapters.read import Tensors, read_folder, read_json, read_tensors
 from sdbatch.cell import ImagePrompt, WeightFile
 from sdbatch.errors import CellError, WeightFileError
-from sdbatch.weights.folder_header import list_weights
 
 REMEMBERED = 64
 """Pictures of which an encoder keeps what it said: 1.3 MB each of a ViT-H in float32."""
@@ -124,20 +123,12 @@ def load_image_encoder(file: WeightFile, dtype: torch.dtype) -> ImageEncoder:
         WeightFileError: not such an encoder, incomplete, or of a size that is not known and without a JSON.
     """
     what, path = f"image_encoder.{file.name}", Path(file.path)
-    state = {key: tensor for key, tensor in _read_state(file, path).items() if key.startswith(("vision_model.", "visual_projection."))}
+    tensors = read_folder(file, path) if path.is_dir() else read_tensors(file).tensors
+    state = {key: tensor for key, tensor in tensors.items() if key.startswith(("vision_model.", "visual_projection."))}
     place = next((place for place in (path / "config.json", path.with_suffix(".json")) if place.is_file()), None)
     config = read_json(place, what) if place else _read_config(what, state)
     vision = CLIPVisionConfig.from_dict(config)
     return ImageEncoder(build_module(what, CLIPVisionModelWithProjection, vision, state, dtype))
-
-
-def _read_state(file: WeightFile, path: Path) -> Tensors:
-    if not path.is_dir():
-        return read_tensors(file).tensors
-    found: Tensors = {}
-    for _, weights in list_weights(path):
-        found |= read_tensors(WeightFile(file.name, str(weights), file.sha256)).tensors
-    return found
 
 
 def _read_config(what: str, state: Tensors) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sdbatch.adapters.finite import refuse_not_finite
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.cache import FileCache, FileState, cache_folder
+from sdbatch.weights.folder_header import list_weights
 from sdbatch.weights.reader import read_header
 
 Tensors = dict[str, torch.Tensor]
@@ -55,6 +56,19 @@ def _state_of(path: Path) -> FileState | None:
         return FileState.of(path)
     except OSError:
         return None
+
+
+def read_folder(file: WeightFile, folder: Path) -> Tensors:
+    """All tensors of one component's folder in a diffusers layout: one file, or the parts of a split one.
+
+    Raises:
+        WeightFileError: as `read_tensors`, or there are no weights in it.
+    """
+    files = [path for _, path in list_weights(folder)] if folder.is_dir() else []
+    if not files:
+        raise WeightFileError(f"{file.name}: {folder} holds no weights. It must have diffusion_pytorch_model.safetensors or their like.")
+    parts = [read_tensors(WeightFile(file.name, str(path), file.sha256)).tensors for path in files]
+    return {key: tensor for part in parts for key, tensor in part.items()}
 
 
 def map_tensors(file: WeightFile) -> TensorFile:

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Protocol
 
-from sdbatch.adapters.read import Tensors, read_json, read_tensors
+from sdbatch.adapters.read import Tensors, read_folder, read_tensors
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.families import Component, Family
@@ -16,22 +16,6 @@ from sdbatch.pipeline.configs import Configs
 from sdbatch.pipeline.original import RENAMERS, unscale
 from sdbatch.weights.identify import identify
 from sdbatch.weights.prediction import Prediction
-
-_FOLDER_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "model.fp16.safetensors",
-    "diffusion_pytorch_model.safetensors.index.fp16.json",
-    "model.safetensors.index.fp16.json",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin.index.json",
-    "pytorch_model.bin.index.json",
-)
-"""What a component's folder may hold, the first that is there counts; an index names the parts of a split file."""
 
 
 class Checkpoint(Protocol):
@@ -159,16 +143,6 @@ def read_replacement(file: WeightFile, part: Component, configs: Configs) -> Ten
         return rename(read_folder(file, path / part.name if (path / part.name).is_dir() else path), part, configs, what)
     tensors = read_tensors(file).tensors
     return rename(take(tensors, find_alone(tensors, part.name)), part, configs, what)
-
-
-def read_folder(file: WeightFile, folder: Path) -> Tensors:
-    """The tensors of one component's folder, in one file or in several with an index."""
-    found = next((name for name in _FOLDER_FILES if (folder / name).is_file()), None)
-    if found is None:
-        raise WeightFileError(f"{file.name}: {folder} holds no weights. It must have {', '.join(_FOLDER_FILES[:2])} or their like.")
-    names = sorted(set(read_json(folder / found, file.name)["weight_map"].values())) if found.endswith(".json") else [found]
-    parts = [read_tensors(WeightFile(file.name, str(folder / Path(name).name), file.sha256)).tensors for name in names]
-    return {key: tensor for part in parts for key, tensor in part.items()}
 
 
 def rename(state: Tensors, part: Component, configs: Configs, what: str) -> Tensors:
