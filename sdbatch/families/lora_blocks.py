@@ -47,7 +47,7 @@ _XL_PRESETS = {
     "OUTALL": "1,0,0,0,0,0,1,1,1,1,1,1",
 }
 """The extension has presets for SD 1.x alone; these are the same parts of SDXL: S shallow, D deep."""
-_PRESETS: dict[str, dict[str, str]] = {"sd1": _SD_PRESETS, "sd2": _SD_PRESETS, "sdxl": _XL_PRESETS, "flux": {}}
+_PRESETS: dict[str, dict[str, str]] = {"sd1": _SD_PRESETS, "sd2": _SD_PRESETS, "sdxl": _XL_PRESETS, "flux": {"FLUXALL": ",".join("1" * 61)}}
 _EVERYWHERE = {"ALL": 1.0, "NONE": 0.0, "ALL0.5": 0.5}
 
 

@@ -44,8 +44,15 @@ def _faults(recipe: Recipe, catalog: Catalog, index: Index) -> Iterator[Fault]:
         return
     yield from _missing_parts(recipe, base, catalog, index)
     yield from _idle_parts(recipe)
+    misfits = list(_find_misfits(recipe, base, catalog, index))
+    yield from misfits
     if recipe.merge is not None:
-        yield from merge_faults(recipe, recipe.merge)
+        told = {fault.key for fault in misfits}
+        yield from (fault for fault in merge_faults(recipe, recipe.merge) if fault.key not in told)
+
+
+def _find_misfits(recipe: Recipe, base: Identity, catalog: Catalog, index: Index) -> Iterator[Fault]:
+    """Every part that does not fit the checkpoint, with what would."""
     for key, group, file in recipe.parts():
         try:
             message = find_mismatch(index.identify(Path(file.path)), group, base)

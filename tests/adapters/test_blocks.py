@@ -53,7 +53,7 @@ def test_presets_are_those_of_the_extension() -> None:
     assert set(named("OUTS")) == {"BASE", "OUT07", "OUT08", "OUT09", "OUT10", "OUT11"}
     assert set(named("INALL", "sdxl")) == {"BASE", "IN04", "IN05", "IN07", "IN08"}
     assert not named("NONE")
-    assert tuple(named("ALL", "flux")) == FLUX_BLOCKS
+    assert tuple(named("ALL", "flux")) == tuple(named("FLUXALL", "flux")) == FLUX_BLOCKS
 
 
 @pytest.mark.parametrize(

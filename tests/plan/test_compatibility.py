@@ -124,6 +124,8 @@ def test_what_cannot_be_merged_is_told_before_it_is_opened(workspace: Path) -> N
     prepare(read_arguments(["model=sd1", "checkpoint=inpainting", "checkpoint.merge.b=good"]))
     said = faults_of("-m", "model=sd1", "checkpoint=good", "checkpoint.merge.b=deeper,inpainting", "checkpoint.ema=true")
     assert "checkpoint.merge.b: deeper cannot be merged with good: " in said
+    write_base(workspace, "xl", dialects.sdxl())
+    assert faults_of("model=sd1", "checkpoint=good", "checkpoint.merge.b=xl").startswith("1 fault")
     assert (
         "checkpoint.merge.b: inpainting cannot be merged with good: 1 tensors differ (model.diffusion_model.input_blocks.0.0.weight" in said
     )
