@@ -43,4 +43,5 @@ class Report:
             left = f"{self.unsent} images not yet sent to MLflow" if self.unsent else "MLflow does not have everything yet"
             return f"{left}: {self.error}\n  Nothing is lost; run `sdbatch track {self.out}` to send the rest.{notices}"
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
-        return f"{self.images} images in {runs} of experiment {self.experiment!r}: {Target(self.uri).viewer}{notices}"
+        images = "1 image" if self.images == 1 else f"{self.images} images"
+        return f"{images} in {runs} of experiment {self.experiment!r}: {Target(self.uri).viewer}{notices}"

@@ -63,21 +63,20 @@ def _made(outcome: Outcome) -> list[str]:
     tally = outcome.tally
     if not tally.total:
         all_of_it = "the image is" if outcome.cells == 1 else f"all {outcome.cells} images are"
-        return [
-            f"{outcome.settings.name}: {all_of_it} made already; nothing to do.",
-            f"  images   {outcome.folder.images}/",
-        ]
-    place = f"  images   {outcome.folder.images}/"
-    if outcome.settings.format != "files":
-        place = f"  dataset  {outcome.folder.blocks}/  ({outcome.settings.format})"
-    elif outcome.cells == 1 and outcome.done:
-        place = f"  image    {next(outcome.folder.images.rglob('*.png'))}"
+        return [f"{outcome.settings.name}: {all_of_it} made already; nothing to do.", _place(outcome)]
     took_s = time.monotonic() - tally.started_s
     failed = f", {tally.failed} failed" if tally.failed else ""
     rate = f" ({tally.rate:.2f}/s)" if tally.made else ""
     made = f"{images(tally.made)} made in {duration(took_s)}{rate}{failed}"
-    head = f"{outcome.settings.name}: {made}; {outcome.done} of {outcome.cells} are there."
-    return [head, place]
+    return [f"{outcome.settings.name}: {made}; {outcome.done} of {outcome.cells} are there.", _place(outcome)]
+
+
+def _place(outcome: Outcome) -> str:
+    if outcome.settings.format != "files":
+        return f"  dataset  {outcome.folder.blocks}/  ({outcome.settings.format})"
+    if outcome.cells == 1 and outcome.done and (image := next(outcome.folder.images.rglob("*.png"), None)):
+        return f"  image    {image}"
+    return f"  images   {outcome.folder.images}/"
 
 
 def _guarded(what: str, outcome: Outcome, action: Callable[[Outcome], list[str]]) -> list[str]:
