@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
@@ -22,6 +22,7 @@ from sdbatch.adapters.module import build_module
 from sdbatch.adapters.read import Tensors, read_folder, read_json, read_tensors
 from sdbatch.cell import ImagePrompt, WeightFile
 from sdbatch.errors import CellError, WeightFileError
+from sdbatch.weights.picture import open_picture
 
 REMEMBERED = 64
 """Pictures of which an encoder keeps what it said: 1.3 MB each of a ViT-H in float32."""
@@ -92,9 +93,8 @@ def load_pixels(path: str, side_px: int) -> npt.NDArray[np.float32]:
         CellError: the file is no picture.
     """
     try:
-        with Image.open(path) as image:
-            picture = _to_rgb(ImageOps.exif_transpose(image))  # a camera writes how it was held beside the pixels
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        picture = _to_rgb(open_picture(path))
+    except ValueError as error:
         raise CellError(f"image prompt {path} cannot be read ({error}).") from error
     width, height = picture.size
     shorter = min(width, height)

@@ -9,10 +9,11 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from sdbatch.cell import Source
 from sdbatch.errors import CellError
+from sdbatch.weights.picture import open_picture
 
 _KEPT_PICTURES = 32
 
@@ -68,9 +69,8 @@ def _read_mask(path: str, sha256: str, size_px: tuple[int, int], resize: str, bl
 
 def _open(path: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return open_picture(path)
+    except ValueError as error:
         raise CellError(f"picture {path} cannot be read ({error}).") from error
 
 
