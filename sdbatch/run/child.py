@@ -8,13 +8,18 @@ import time
 from dataclasses import dataclass, field
 
 from sdbatch.run.device import Place
-from sdbatch.run.message import Blocked, Broken, Committed, Idle, Loading, Making, Message, Step
+from sdbatch.run.message import Blocked, Broken, Committed, Idle, Leaving, Loading, Making, Message, Step, Watching
 
 HANG_S = 60.0
 """A worker that denoises and says nothing for this long, or for HANG_STEPS, hangs. One that waits for the disk says so."""
 HANG_STEPS = 20
 LOADING_HANG_S = 900.0
 """The same while it loads weights and none arrive, and before its first step, when nothing is known of its pace."""
+WORDS: dict[type[Message], str] = {
+    Watching: "waiting for the last shards of other workers",
+    Leaving: "committing what is made",
+    Idle: "done",
+}
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Child:
     crashes: int = 0
     """In a row, without an image in between."""
     restart_at_s: float | None = None
+    leaving: bool = False
+    """Whether it only commits what is made."""
     over: bool = False
 
     @property
@@ -62,7 +69,7 @@ class Child:
         """It is this process from now on."""
         self.process = process
         self.doing, self.loading, self.heard_s = "starting", True, time.monotonic()
-        self.last_words, self.restart_at_s = "", None
+        self.last_words, self.restart_at_s, self.leaving = "", None, False
 
     def hear(self, message: Message) -> None:
         """Take down what it says of itself."""
@@ -85,8 +92,8 @@ class Child:
                 self.doing, self.blocked_s = f"waiting for the file system for {seconds:.0f} s", seconds
             case Broken(error, is_final):
                 self.last_words, self.is_hopeless = error, is_final
-            case Idle():
-                self.doing = "done"
+            case Watching() | Leaving() | Idle():
+                self.doing, self.leaving = WORDS[type(message)], isinstance(message, Leaving)
             case _:
                 pass
         self.heard_s = now_s

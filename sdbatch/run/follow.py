@@ -14,6 +14,7 @@ from sdbatch.run.child import Child
 from sdbatch.run.device import Place
 from sdbatch.run.engine_state import ASK_S, EngineState, engine_states
 from sdbatch.run.outcome import count
+from sdbatch.run.stall import stalled
 from sdbatch.run.supervisor import Tally, Watcher
 
 LOOK_S = 2.0
@@ -52,9 +53,8 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher, by_engine: bool =
                 states = engine_states(folder)
                 crowd.doing = "; ".join(str(state) for state in states) or "nothing was submitted"
                 if is_deserted(folder, states):
-                    tally.error = (
-                        f"{crowd.doing}, and nobody else is at work. The workers' logs tell why ({folder.path / 'slurm'}, or Ray's)."
-                    )
+                    why = stalled(folder.path, folder.claims) or [f"The workers' logs tell why ({folder.path / 'slurm'}, or Ray's)."]
+                    tally.error = f"{crowd.doing}, and nobody else is at work. {' '.join(why)}"
                     break
             watcher.show(tally, [crowd])
             over.wait(max(LOOK_S, LOOK_SHARE * (time.monotonic() - looked_s)))

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,22 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """The worker was asked to stop and makes nothing more; it commits what is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Nothing is free to make; the worker watches the last shards of others."""
+
+
+@dataclass(frozen=True, slots=True)
 class Idle:
     """No work is left for this worker."""
 
 
-Message = Loading | Making | Step | Committed | Blocked | Refused | Broken | Idle
-KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in (Loading, Making, Step, Committed, Blocked, Refused, Broken, Idle)}
+Message = Loading | Making | Step | Committed | Blocked | Refused | Broken | Leaving | Watching | Idle
+KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 class Reporter:

@@ -1,6 +1,7 @@
 """Leaving a Slurm job with work left: back into the queue when it was preempted or its time was up, never when cancelled.
 
-Slurm does not requeue a job that leaves politely within its grace time: to it, the job is completed. So the task asks.
+Nor when its time was up again before anything was made: that would go on for ever. Slurm does not requeue a job that
+leaves politely within its grace time: to it, the job is completed. So the task asks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from enum import StrEnum
+
+from sdbatch.results.folder import SweepFolder
+from sdbatch.run.stall import LIVES, count_fruitless, describe
+from sdbatch.run.supervisor import Tally
 
 ASK_S = 10.0
 """Limit of one question to Slurm."""
@@ -28,35 +34,50 @@ def job_id(environment: Mapping[str, str]) -> str | None:
     return environment.get("SLURM_JOB_ID")
 
 
-def goes_back(signal_number: int, shown: str) -> bool:
-    """Whether a job told to stop by this signal goes back into the queue; `shown` is its line of `scontrol show job -o`."""
+class Cause(StrEnum):
+    """Why a job was told to stop."""
+
+    preempted = "preempted"
+    time_limit = "at its time limit"
+    cancelled = "cancelled"
+
+
+def find_cause(signal_number: int, shown: str) -> Cause:
+    """Why a job was told to stop by this signal; `shown` is its line of `scontrol show job -o`."""
     facts = dict(re.findall(r"(\w+)=(\S*)", shown))
     if facts.get("Reason") == "TimeLimit":
-        return True
+        return Cause.time_limit
     if facts.get("JobState") != "RUNNING":
-        return False  # cancelled: a requeue would succeed, and raise it from the dead
-    if signal_number == signal.SIGUSR2:
-        return True  # sent before the time limit, and at preemption where the cluster is set up so
+        return Cause.cancelled  # a requeue would succeed, and raise it from the dead
     preempted, started = facts.get("PreemptTime", "None"), facts.get("StartTime", "")
     # A job that was preempted once keeps the time of it; both are ISO texts, which sort as times do.
-    return preempted not in ("None", "Unknown") and preempted >= started
+    if preempted not in ("None", "Unknown") and preempted >= started:
+        return Cause.preempted
+    # Sent before the time limit, and at preemption where the cluster is set up so.
+    return Cause.time_limit if signal_number == signal.SIGUSR2 else Cause.cancelled
 
 
-def leave(job: str, signal_number: int) -> None:
+def leave(job: str, folder: SweepFolder, tally: Tally) -> None:
     """Go back into the queue where that is right, and wait to be ended."""
     if shutil.which("scontrol") is None:
         sys.stderr.write("sdbatch: no scontrol here to ask for a requeue with; staying until Slurm ends this job.\n")
         time.sleep(KILL_S)
         return
     shown = _scontrol("show", "job", "-o", job)
-    if not goes_back(signal_number, shown.stdout):
+    cause = find_cause(tally.signal_number, shown.stdout)
+    if cause is Cause.cancelled:
         sys.stderr.write(f"sdbatch: slurm job {job} was cancelled; it does not go back into the queue.\n")
         return
+    if cause is Cause.time_limit:
+        is_fruitful = tally.made + tally.failed > 0 or not tally.had_work
+        if count_fruitless(folder.claims, job, is_fruitful=is_fruitful) >= LIVES:
+            sys.stderr.write(f"sdbatch: {describe(job, folder.path)}\n")
+            return
     asked = _scontrol("requeue", job)
     if asked.returncode:
         sys.stderr.write(f"sdbatch: slurm job {job} cannot be requeued: {asked.stderr.strip()}\n")
         return
-    sys.stderr.write(f"sdbatch: slurm job {job} goes back into the queue with work left.\n")
+    sys.stderr.write(f"sdbatch: slurm job {job}, {cause}, goes back into the queue with work left.\n")
     sys.stderr.flush()
     time.sleep(END_S)
 

@@ -18,14 +18,16 @@ from sdbatch.run import roster
 from sdbatch.run.child import Child
 from sdbatch.run.crash import Crashes
 from sdbatch.run.device import Place, environment
-from sdbatch.run.message import Blocked, Committed, Message, Refused, parse
+from sdbatch.run.message import Blocked, Committed, Loading, Making, Message, Refused, parse
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """What asks for a stop; SIGUSR2 is Slurm's warning before a time limit, as submitit has it sent."""
 BLOCKED_S = 60.0
 """A user is told of a worker that has waited for the file system for this long."""
+GRACE_S = 8.0
+"""A worker that was asked to stop and still makes something after so long is killed: schedulers kill all of it after ten."""
 STOP_S = 30.0
-"""After this long a worker that was asked to stop is killed."""
+"""The same for one that commits what is made, where nobody else puts an end to it."""
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 QUARANTINE_CRASHES = 6
 """A device whose workers die this often without one image in between is given up."""
@@ -43,6 +45,8 @@ class Tally:
     notes: list[str] = field(default_factory=list[str])
     error: str | None = None
     signal_number: int = 0
+    had_work: bool = False
+    """Whether a worker began something, if only to load weights."""
 
     @property
     def is_all_tried(self) -> bool:
@@ -89,7 +93,7 @@ class Supervisor:
             while not all(child.over for child in self.children):
                 self._turn()
         finally:
-            self._kill_all()
+            self._kill(self.children)
             for child in self.children:
                 if child.listener is not None:
                     child.listener.join(timeout=5.0)
@@ -102,7 +106,7 @@ class Supervisor:
         if self._stop_since_s is not None:
             # A second Ctrl-C means now. Engines repeat their signals, and mean as before.
             if number == signal.SIGINT:
-                self._kill_all()
+                self._kill(self.children)
             return
         self.tally.signal_number = number
         self._ask_to_stop()
@@ -117,8 +121,8 @@ class Supervisor:
                 with suppress(ProcessLookupError):
                     child.process.send_signal(signal.SIGTERM)
 
-    def _kill_all(self) -> None:
-        for child in self.children:
+    def _kill(self, children: Sequence[Child]) -> None:
+        for child in children:
             if child.process is not None and child.process.poll() is None:
                 with suppress(ProcessLookupError):
                     child.process.kill()
@@ -174,6 +178,7 @@ class Supervisor:
             self._ended(child)
             return
         child.hear(message)
+        self.tally.had_work |= isinstance(message, Loading | Making)
         match message:
             case Committed(made, failed):
                 self.tally.made += made
@@ -229,8 +234,9 @@ class Supervisor:
 
     def _check_clocks(self) -> None:
         now_s = time.monotonic()
-        if self._stop_since_s is not None and now_s - self._stop_since_s > STOP_S:
-            self._kill_all()
+        if self._stop_since_s is not None:
+            asked_s = now_s - self._stop_since_s
+            self._kill([child for child in self.children if asked_s > (STOP_S if child.leaving else GRACE_S)])
         for child in self.children:
             if child.restart_at_s is not None and now_s >= child.restart_at_s:
                 if self._stop_since_s is not None or self.tally.is_all_tried:

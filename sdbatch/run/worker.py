@@ -23,7 +23,7 @@ from sdbatch.run.claim import Claims
 from sdbatch.run.crash import Crash, Crashes
 from sdbatch.run.device import Place
 from sdbatch.run.lease import signature_of
-from sdbatch.run.message import Broken, Committed, Idle, Loading, Making, Refused, Reporter, Step
+from sdbatch.run.message import Broken, Committed, Idle, Leaving, Making, Refused, Reporter, Step, Watching
 from sdbatch.run.pulse import Pulse
 from sdbatch.run.settings import Settings
 from sdbatch.run.shard import OpenShards, shard_done
@@ -98,7 +98,7 @@ class Worker:
         def pause(seconds: float) -> None:
             self._settle(writer)
             writer.flush()
-            self.reporter.send(Loading("nothing: waiting for the last shards of other workers"))
+            self.reporter.send(Watching())
             with self.pulse.busy():
                 self.stop.wait(seconds)
             if signature_of(self.folder.plan.stat()) != self.planned:
@@ -111,6 +111,8 @@ class Worker:
                     self._make_shard(shard, writer)
         finally:
             # Also when a stop was asked for: what is denoised is not thrown away.
+            if self.stop.signal_number:
+                self.reporter.send(Leaving())
             self._settle(writer)
             writer.flush()
             for shard in self.open.shards():
@@ -159,6 +161,8 @@ class Worker:
             started = self._start(attempt, batch.cells)
             self._settle(writer)
             self.waiting = Waiting(place, attempt, started, worst + 1, self.done, batch.is_last or is_hazardous)
+            if self.place.device == "cpu":
+                self._settle(writer)  # it is decoded already: it would only be lost for longer if the worker dies
 
     def _make_alone(
         self, place: tuple[int, int], cells: list[Cell], crashes: dict[str, Crash], attempt: Attempt, writer: BlockWriter

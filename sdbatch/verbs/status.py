@@ -51,8 +51,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _show(folder: SweepFolder, progress: Progress, as_json: bool, clear: bool) -> None:
     from sdbatch.run.engine_state import ASK_S, engine_states
+    from sdbatch.run.stall import stalled
 
-    engines = [str(state) for state in engine_states(folder, ASK_S)]
+    engines = [*map(str, engine_states(folder, ASK_S)), *stalled(folder.path, folder.claims)]
     if as_json:
         sys.stdout.write(json.dumps({"out": str(folder.path), **progress.facts(), "engines": engines}) + "\n")
     else:

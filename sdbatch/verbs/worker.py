@@ -72,7 +72,7 @@ def _work_as_task(words: Mapping[str, str]) -> int:
     tally = work(folder, task, words["devices"], _number(words["threads"]))
     if tally.signal_number and not is_finished(folder):
         if (job := requeue.job_id(os.environ)) is not None:
-            requeue.leave(job, tally.signal_number)
+            requeue.leave(job, folder, tally)
         return 128 + tally.signal_number
     if tally.error is not None:
         sys.stderr.write(f"sdbatch: {tally.error}\n")

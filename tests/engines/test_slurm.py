@@ -13,6 +13,7 @@ import pytest
 
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.launchers.command import read_submissions
+from sdbatch.run.roster import iter_owners
 from tests.conftest import Sdbatch
 from tests.engines.slurm_cluster import Slurm, environment_of, start_slurm
 from tests.engines.sweeps import SLOW, check_exact, made
@@ -127,6 +128,21 @@ def test_a_warned_worker_goes_back_into_the_queue_and_an_early_warning_loses_not
     assert int(slurm.facts(job)["Restarts"]) == restarts + 1
     assert slurm.facts(job)["JobState"] == "COMPLETED"
     check_exact(sweep, 64)
+
+
+def test_a_time_limit_that_no_batch_fits_in_ends_the_task_with_the_reason(workspace: Path, sdbatch: Sdbatch, slurm: Slurm) -> None:
+    sweep = workspace / "sweep"
+    sdbatch(*SLOW, "seed=range(0,8)", "steps=999", *ARRAY, check=True)
+    job = job_of(sweep)
+    for life in ("0", "1"):
+        wait_for(lambda life=life: slurm.facts(job)["Restarts"] == life and list(iter_owners(sweep / "claims")), 60, "claim")
+        slurm.run("scancel", "--signal=USR2", job)
+        wait_for(lambda: not list(iter_owners(sweep / "claims")), 30, "dropped batch")
+    wait_until_ended(slurm, sweep)
+    assert (slurm.facts(job)["JobState"], slurm.facts(job)["Restarts"]) == ("FAILED", "1")
+    told = sdbatch("status", "sweep").stdout
+    assert f"slurm job {job} was at its time limit 2 times in a row before one image was made" in told
+    assert "sdbatch resume sweep hydra.launcher.timeout_min=" in told
 
 
 def test_a_cell_that_kills_its_worker_fails_alone(workspace: Path, sdbatch: Sdbatch, slurm: Slurm) -> None:

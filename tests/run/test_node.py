@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,12 @@ from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.device import find_places
 from sdbatch.run.launch import run_job
+from sdbatch.run.message import Step, parse
 from sdbatch.run.node import Task, find_task, places_of
 from sdbatch.run.outcome import Printed
 from sdbatch.run.prepare import prepare
 from sdbatch.run.projecting import EVERY_S, Turns, node_uri
+from sdbatch.run.roster import iter_owners
 from sdbatch.run.settings import Settings
 from tests.conftest import Sdbatch
 from tests.engines.sweeps import REHEARSAL, SLOW, check_exact, made
@@ -97,6 +99,33 @@ def test_a_stopped_task_says_so_and_a_resume_joins_the_other(workspace: Path, sd
     tasks[1].communicate(timeout=60)
     assert tasks[1].returncode == 0
     check_exact(sweep, 160)
+
+
+def test_a_batch_that_outlasts_the_grace_is_dropped_in_time_and_its_shard_is_free(workspace: Path) -> None:
+    """Also when no step ends in which the worker could look: its supervisor ends it."""
+    sweep = workspace / "sweep"
+    plan_only((*REHEARSAL, "prompt=drill:hang", "seed=range(0,8)", "-m"))
+    task = start(sweep)
+    wait_for(lambda: list(iter_owners(sweep / "claims")), 60, "claim")
+    asked_s = time.monotonic()
+    task.terminate()
+    task.communicate(timeout=60)
+    assert task.returncode == 143
+    assert time.monotonic() - asked_s < 10
+    assert not list(iter_owners(sweep / "claims"))
+
+
+def test_a_kill_costs_the_batch_in_the_making_and_no_more(workspace: Path) -> None:
+    sweep = workspace / "sweep"
+    plan_only((*REHEARSAL, "prompt=drill:slow", "seed=range(0,16)", "batch_size=4", "steps=20", "-m"))
+    worker = start(sweep, "device=cpu", "index=0", "workers=1")
+    assert worker.stdout is not None
+    steps = (message for line in worker.stdout if isinstance(message := parse(line), Step))
+    last = [message for message in islice(steps, 40) if message.done == message.total]
+    worker.kill()
+    worker.communicate(timeout=30)
+    assert len(last) == 2
+    assert made(sweep) == 4
 
 
 def test_what_a_worker_leaves_that_was_busy_before_is_made_here(workspace: Path, sdbatch: Sdbatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch.run.requeue import goes_back, job_id
+from sdbatch.run.requeue import Cause, find_cause, job_id
 
 RUNNING = "JobId=7 ArrayJobId=5 ArrayTaskId=1 JobState=RUNNING Reason=None Restarts=0 StartTime=2026-11-21T09:38:25"
 
@@ -18,21 +18,22 @@ RUNNING = "JobId=7 ArrayJobId=5 ArrayTaskId=1 JobState=RUNNING Reason=None Resta
 @pytest.mark.parametrize(
     ("number", "shown", "expected"),
     [
-        (signal.SIGTERM, f"{RUNNING} PreemptTime=2026-11-21T09:38:38", True),
-        (signal.SIGUSR2, f"{RUNNING} PreemptTime=None", True),
-        (signal.SIGTERM, "JobId=7 JobState=COMPLETING Reason=TimeLimit PreemptTime=None StartTime=2026-11-21T09:38:25", True),
+        (signal.SIGTERM, f"{RUNNING} PreemptTime=2026-11-21T09:38:38", Cause.preempted),
+        (signal.SIGUSR2, f"{RUNNING} PreemptTime=2026-11-21T09:38:38", Cause.preempted),
+        (signal.SIGUSR2, f"{RUNNING} PreemptTime=None", Cause.time_limit),
+        (signal.SIGTERM, "JobId=7 JobState=COMPLETING Reason=TimeLimit PreemptTime=None StartTime=2026-11-21T09:38:25", Cause.time_limit),
         # scancel, also after a warning that came before it.
-        (signal.SIGTERM, "JobId=7 JobState=COMPLETING Reason=None PreemptTime=None StartTime=2026-11-21T09:38:25", False),
-        (signal.SIGUSR2, "JobId=7 JobState=COMPLETING Reason=None PreemptTime=None StartTime=2026-11-21T09:38:25", False),
+        (signal.SIGTERM, "JobId=7 JobState=COMPLETING Reason=None PreemptTime=None StartTime=2026-11-21T09:38:25", Cause.cancelled),
+        (signal.SIGUSR2, "JobId=7 JobState=COMPLETING Reason=None PreemptTime=None StartTime=2026-11-21T09:38:25", Cause.cancelled),
         # It was preempted in an earlier life; now somebody sends it a signal by hand.
-        (signal.SIGTERM, f"{RUNNING} PreemptTime=2026-11-21T08:00:00", False),
-        (signal.SIGTERM, f"{RUNNING} PreemptTime=None", False),
+        (signal.SIGTERM, f"{RUNNING} PreemptTime=2026-11-21T08:00:00", Cause.cancelled),
+        (signal.SIGTERM, f"{RUNNING} PreemptTime=None", Cause.cancelled),
         # Slurm does not answer.
-        (signal.SIGTERM, "", False),
+        (signal.SIGTERM, "", Cause.cancelled),
     ],
 )
-def test_preempted_and_timed_out_jobs_go_back_and_cancelled_ones_never(number: int, shown: str, expected: bool) -> None:
-    assert goes_back(number, shown) is expected
+def test_what_slurm_says_tells_why_a_job_was_stopped(number: int, shown: str, expected: Cause) -> None:
+    assert find_cause(number, shown) is expected
 
 
 def test_an_array_s_task_is_called_by_its_own_name() -> None:
