@@ -19,10 +19,10 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from sdbatch.adapters.module import build_module
+from sdbatch.adapters.picture import lay_on_white, read_upright
 from sdbatch.adapters.read import Tensors, read_folder, read_json, read_tensors
 from sdbatch.cell import ImagePrompt, WeightFile
-from sdbatch.errors import CellError, WeightFileError
-from sdbatch.weights.picture import open_picture
+from sdbatch.errors import WeightFileError
 
 REMEMBERED = 64
 """Pictures of which an encoder keeps what it said: 1.3 MB each of a ViT-H in float32."""
@@ -92,10 +92,7 @@ def load_pixels(path: str, side_px: int) -> npt.NDArray[np.float32]:
     Raises:
         CellError: the file is no picture.
     """
-    try:
-        picture = _to_rgb(open_picture(path))
-    except ValueError as error:
-        raise CellError(f"image prompt {path} cannot be read ({error}).") from error
+    picture = lay_on_white(read_upright(path))
     width, height = picture.size
     shorter = min(width, height)
     # Rounded down, as there.
@@ -104,14 +101,6 @@ def load_pixels(path: str, side_px: int) -> npt.NDArray[np.float32]:
     resized = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side_px, top + side_px))
     shares = (np.asarray(resized).astype(np.float64) / 255).astype(np.float32)
     return np.ascontiguousarray(((shares - _MEAN) / _STD).transpose(2, 0, 1))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """What is transparent is white."""
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    above = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
 
 
 def load_image_encoder(file: WeightFile, dtype: torch.dtype) -> ImageEncoder:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from sdbatch.adapters.picture import lay_on_white, read_upright
 from sdbatch.cell import Source
-from sdbatch.errors import CellError
-from sdbatch.weights.picture import open_picture
+from sdbatch.plan.picture import mask_of
 
 _KEPT_PICTURES = 32
 
@@ -48,30 +48,16 @@ def put_back(made: Pixels, source: Source) -> Pixels:
 @lru_cache(maxsize=_KEPT_PICTURES)
 def _read_picture(path: str, sha256: str, size_px: tuple[int, int], resize: str) -> Pixels:
     del sha256  # part of the key: a file of the same name may be another picture tomorrow
-    picture = _open(path)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return fit(picture.convert("RGB"), size_px, resize)
+    return fit(lay_on_white(read_upright(path)), size_px, resize)
 
 
 @lru_cache(maxsize=_KEPT_PICTURES)
 def _read_mask(path: str, sha256: str, size_px: tuple[int, int], resize: str, blur_px: int) -> Pixels:
     del sha256
-    mask = _open(path)
-    # As in A1111: what has been drawn on a transparent sheet is the mask, whatever its colour.
-    opacity = mask.getchannel("A") if "A" in mask.getbands() else None
-    mask = mask.convert("L") if opacity is None or opacity.getextrema() == (255, 255) else opacity
-    pixels = fit(mask, size_px, resize)
+    pixels = fit(mask_of(read_upright(path)), size_px, resize)
     if not blur_px:
         return pixels
     return _frozen(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur_px)))
-
-
-def _open(path: str) -> Image.Image:
-    try:
-        return open_picture(path)
-    except ValueError as error:
-        raise CellError(f"picture {path} cannot be read ({error}).") from error
 
 
 def fit(picture: Image.Image, size_px: tuple[int, int], resize: str) -> Pixels:

@@ -41,7 +41,7 @@ def test_a_camera_held_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"no picture", b""])
 def test_what_is_no_picture_is_told(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(CellError, match=r"image prompt .*x\.png cannot be read"):
+    with pytest.raises(CellError, match=r"picture .*x\.png cannot be read"):
         load_pixels(str(tmp_path / "x.png"), 28)
 
 

@@ -214,7 +214,7 @@ def test_a_file_that_is_no_picture_fails_its_cell(engine: DiffusersEngine, zoo: 
     files = prepare(model, ("plain",), tmp_path)
     (tmp_path / "text.png").write_text("no picture")
     cell = cell_of(model, files, (ImagePrompt(str(tmp_path / "text.png"), "text"),))
-    with pytest.raises(CellError, match=r"image prompt .*text\.png cannot be read"):
+    with pytest.raises(CellError, match=r"picture .*text\.png cannot be read"):
         latents(engine, [cell])
 
 

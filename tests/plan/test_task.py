@@ -95,7 +95,8 @@ def test_a_mask_has_the_picture_s_shape_and_masks_something(pictures: Path) -> N
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (24, 16)).save(pictures / "turned.jpg", exif=turned)
-    assert len(plan_of("task=inpaint", "task.image=turned.jpg", "task.mask=upright.png")) == 1
+    Image.new("RGB", (24, 16)).save(pictures / "turned.png", exif=turned)
+    assert len(plan_of("task=inpaint", "task.image=turned.jpg,turned.png", "task.mask=upright.png")) == 2
 
 
 def test_every_key_of_a_task_changes_the_id_and_pictures_count_by_content(pictures: Path) -> None:
