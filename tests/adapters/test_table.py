@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from sdbatch.adapters.embedding import load_embedding
 from sdbatch.adapters.hypernetwork import HypernetworkStack, load_hypernetwork
 from sdbatch.adapters.lora import load_lora
 from sdbatch.adapters.stack import AdapterStack
-from sdbatch.cell import WeightFile
+from sdbatch.cell import Strength, WeightFile
+from sdbatch.families.lora_blocks import block_names
 from tests.adapters.form_parts import FORMS, TUCKER_FORMS
 from tests.adapters.table_files import (
     FLUX_DIALECTS,
@@ -109,6 +111,38 @@ def test_lora(family: str, kind: str, build: Build, zoo: dict[str, Any], tmp_pat
         torch.testing.assert_close(ours[name], expected[name], rtol=1e-3, atol=1e-4 * float(expected[name].abs().max()))
     after = outputs(parts)
     assert all(torch.equal(after[name], before[name]) for name in parts), "detached, it must leave no trace"
+
+
+def block_of(name: str, layers_per_block: int) -> str | None:
+    """Where CompVis' UNet and FLUX.1 have a layer, counted by hand."""
+    if found := re.match(r"(down|up)_blocks\.(\d+)\.(?:attentions|resnets)\.(\d+)\.", name):
+        step, number = layers_per_block + 1, int(found[2])
+        return f"IN{1 + number * step + int(found[3]):02}" if found[1] == "down" else f"OUT{number * step + int(found[3]):02}"
+    if found := re.match(r"(single_)?transformer_blocks\.(\d+)\.", name):
+        return f"{'S' if found[1] else 'D'}{int(found[2]):02}"
+    return "M00" if name.startswith("mid_block.") else None
+
+
+@pytest.mark.parametrize("family", DIALECTS)
+def test_block_weights(family: str, zoo: dict[str, Any], tmp_path: Path) -> None:
+    name, part = denoiser(zoo[family])
+    file = in_form(zoo[family], "LoRA")
+    blocks = block_names(family)
+    factors = [round(0.1 + index * 0.01, 2) for index in range(len(blocks))]
+    config: Any = part.config
+    layers = config.get("layers_per_block", 0)
+    for module, merge in file.merges[name].items():
+        block = block_of(module, layers)
+        assert block in blocks, module
+        share = factors[blocks.index(block)]
+        file.merges[name][module] = lambda weight, merge=merge, share=share: weight + share * (merge(weight) - weight)
+    lora = load_lora(save(file.tensors, tmp_path / "style.safetensors"), {name: part}, family)
+    stack = AdapterStack(part, [lora.deltas[name]], name, family)
+    stack.set_cells([[Strength(STRENGTH, 0.0, ",".join(map(str, factors)))]])
+    ours = outputs({name: part})[name]
+    stack.detach()
+    expected = outputs(merged({name: part}, file))[name]
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 PAIR = {"clip_l": (2, 32), "clip_g": (2, 48)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdbatch.cell import WeightFile
 from sdbatch.errors import ConfigError, WeightFileError
-from sdbatch.families import SAMPLERS
+from sdbatch.families import FAMILIES, SAMPLERS
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from tests.pipeline.models import (
     TinyModel,
@@ -28,7 +28,8 @@ from tests.pipeline.models import (
     shake,
     to_original_keys,
 )
-from tests.pipeline.test_families import Pixels, cell_of, draw, draw_with_diffusers
+from tests.pipeline.oracle import Pixels, draw, draw_with_diffusers
+from tests.pipeline.test_families import cell_of
 from tests.pipeline.zoo import ZOO, Zoo, original_transformer
 
 
@@ -159,11 +160,18 @@ def test_a_layer_that_the_denoiser_has_not_is_refused_and_a_marker_is_none(name:
         DiffusersEngine("cpu", 1).prepare(model.recipe(checkpoint=stranger))
 
 
-def test_an_sdxl_unet_alone_with_its_parts_from_files(zoo: Zoo, tmp_path: Path) -> None:
-    model = zoo("sdxl")
-    parts = {name: as_file(tmp_path / "parts" / name) for name in ("vae", "text_encoder", "text_encoder_2")}
+@pytest.mark.parametrize("how", ["single files", "folders"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_a_unet_alone_with_its_parts_from_files(name: str, how: str, zoo: Zoo, tmp_path: Path) -> None:
+    model = zoo(name)
     model.pipeline.save_pretrained(tmp_path / "parts")
-    recipe = model.recipe(checkpoint=save(model.pipeline.unet.state_dict(), tmp_path / "unet.safetensors"), **parts)
+    parts: dict[str, WeightFile] = {}
+    whole = ZOO[name][2](model.pipeline)
+    for part in FAMILIES[model.family].components[1:]:
+        path = tmp_path / f"{part.name}.safetensors"
+        inside = {key.removeprefix(part.prefixes[0]): tensor for key, tensor in whole.items() if key.startswith(part.prefixes[0])}
+        parts[part.name] = save(inside, path) if how == "single files" else as_file(tmp_path / "parts" / part.name)
+    recipe = model.recipe(checkpoint=save(model.pipeline.unet.state_dict(), tmp_path / "alone.safetensors"), **parts)
     alike(draw(cell_of(model, recipe=recipe)), draw(cell_of(model)))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -19,41 +18,13 @@ from sdbatch.families import FAMILIES, SAMPLERS
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from tests.adapters.lora_files import attention_layers, pair
 from tests.pipeline.models import TinyModel, build_controlnet, diffusers, make_cell, save, write_picture
+from tests.pipeline.oracle import draw, draw_with_diffusers
 from tests.pipeline.zoo import ZOO, Zoo
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def cell_of(model: TinyModel, **changes: Any) -> Cell:
     sampler = SAMPLERS["flow_euler" if model.family == "flux" else "euler"]
     return make_cell(changes.pop("recipe", None) or model.recipe(), **{"sampler": sampler, "steps": 3, **changes})
-
-
-def draw(cell: Cell, engine: DiffusersEngine | None = None) -> Pixels:
-    engine = engine or DiffusersEngine("cpu", 1)
-    engine.prepare(cell.recipe)
-    (picture,) = engine.start([cell], lambda done, total: None).finish()
-    assert picture.fault is None
-    return picture.pixels
-
-
-def draw_with_diffusers(model: TinyModel, cell: Cell, pipeline: Any = None, **inputs: Any) -> Pixels:
-    pipeline = pipeline or model.pipeline
-    cls = getattr(diffusers, cell.sampler.scheduler)
-    pipeline.scheduler = cls.from_config(cls.load_config(str(model.config / "scheduler")), **dict(cell.sampler.options))
-    given: dict[str, Any] = {"prompt": cell.prompt, **inputs}
-    if cell.negative_prompt:
-        given["negative_prompt"] = cell.negative_prompt
-    images = pipeline(
-        **given,
-        num_inference_steps=cell.steps,
-        guidance_scale=cell.guidance_scale,
-        width=cell.width,
-        height=cell.height,
-        generator=torch.Generator().manual_seed(cell.seed),
-        output_type="np",
-    ).images
-    return (images[0] * 255).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -192,6 +163,16 @@ def test_an_embedding_for_both_encoders_of_sdxl(zoo: Zoo, tmp_path: Path) -> Non
     oracle.load_textual_inversion({"e": vectors["clip_g"]}, "ttqx", text_encoder=oracle.text_encoder_2, tokenizer=oracle.tokenizer_2)
     cell = cell_of(model, recipe=model.recipe(embeddings=(file,)), prompt="a Style cat", negative_prompt="bad")
     np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, cell, oracle, prompt="a ttqx cat"))
+
+
+def test_an_embedding_of_sd2(zoo: Zoo, tmp_path: Path) -> None:
+    model = zoo("sd2")
+    vectors = torch.randn(3, 40, generator=torch.Generator().manual_seed(3))
+    file = save({"emb_params": vectors}, tmp_path / "Style.safetensors")
+    oracle = ZOO["sd2"][1](tmp_path / "vocabulary")
+    oracle.load_textual_inversion({"e": vectors}, "ttqx")
+    cell = cell_of(model, recipe=model.recipe(embeddings=(file,)), prompt="a cat", negative_prompt="a Style dog")
+    np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, replace(cell, negative_prompt="a ttqx dog"), oracle))
 
 
 @pytest.mark.parametrize("t5", [True, False])
