@@ -126,7 +126,7 @@ def cell_of(config: Tree, recipe: Recipe, files: Files, image_id: str, axes: tup
         width=config["width"],
         height=config["height"],
         clip_skip=config["clip_skip"],
-        guidance_rescale=config["guidance_rescale"],
+        guidance_rescale=get(config, "guidance_rescale", 0.0),
         strengths=tuple(_strength(item) for item in loras),
         hypernetwork_weights=tuple(item["weight"] for item in cast(dict[str, Tree], get(config, "hypernetwork") or {}).values()),
         controls=tuple(_control(item, files) for item in cast(dict[str, Tree], get(config, "controlnet") or {}).values()),
