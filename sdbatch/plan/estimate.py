@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +56,14 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(_loads(plan.recipes), texts, pixels * PNG_BYTES_PER_PIXEL, max(map(_weight_bytes, plan.recipes), default=0), work)
 
 
-def size(count: float) -> str:
+def image_bytes(plan: Plan) -> float:
+    """Of all images of a plan, about."""
+    return _pixels(plan)[0] * PNG_BYTES_PER_PIXEL
+
+
+def size(count: float, rounded: Callable[[float], int] = math.ceil) -> str:
     """Bytes as people say them: `3 MB`, `6.9 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{rounded(count / 1e6)} MB"
 
 
 def images(count: int) -> str:

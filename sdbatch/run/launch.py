@@ -12,6 +12,7 @@ from typing import Any
 
 from sdbatch.config.launcher import LocalLauncher, RayLauncher, SlurmLauncher, TemplateLauncher, read_launcher
 from sdbatch.errors import ConfigError, FolderError
+from sdbatch.plan.estimate import image_bytes
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Index, committed
@@ -29,6 +30,7 @@ from sdbatch.run.node import is_finished
 from sdbatch.run.outcome import Handed, Outcome, Printed, count
 from sdbatch.run.prepare import Job
 from sdbatch.run.projecting import Projecting
+from sdbatch.run.room import find_shortage
 from sdbatch.run.settings import Settings
 from sdbatch.run.settle import check_files, open_claims, seconds_since_begun, settle, take_up
 from sdbatch.run.supervisor import Supervisor, Tally
@@ -49,6 +51,7 @@ def run_job(job: Job) -> Ending:
     with folder.lock():
         state = take_up(folder)
         settle(folder, job, state)
+        _warn_of_room(folder, job, state)
         return _launch(folder, job.settings, job.settings.tracking_uri, state)
 
 
@@ -185,6 +188,13 @@ def close_if_last(folder: SweepFolder) -> Outcome | None:
             return close(folder, settings, 0, Tally(PlanFile(folder.plan).cells, started_s=began_s))
     except FolderError:
         return None  # the process that submitted it holds the lock: it waits, and closes
+
+
+def _warn_of_room(folder: SweepFolder, job: Job, state: Index) -> None:
+    """Only warned of: how well the images compress is not known."""
+    left = max(0, len(job.plan) - len(state.done))
+    if shortage := find_shortage(folder.path, image_bytes(job.plan) * left / len(job.plan), left, job.settings.format):
+        sys.stderr.write(f"warning: {shortage}\n")
 
 
 def _ask(plan: PlanFile, before: int) -> str:

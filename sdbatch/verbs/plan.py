@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     from sdbatch.results.folder import SweepFolder
     from sdbatch.results.reader import read_index
     from sdbatch.run.prepare import prepare
+    from sdbatch.run.room import find_shortage
 
     job = prepare(asked)
     folder = SweepFolder(job.out)
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     lines += [f"  recipe   {text}" for text in told.recipes]
     lines += [f"  disk     about {size(told.disk_bytes)} of images", f"  memory   {size(told.memory_bytes)} of weights at a time"]
     lines += [f"  time     {_time(plan, job.out, told.work_step_px)}", f"  shards   {plan.shards}"]
+    left = len(plan) - len(plan.made)
+    if shortage := find_shortage(job.out, told.disk_bytes * left / len(plan), left, job.settings.format):
+        lines += [f"  warning  {shortage}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

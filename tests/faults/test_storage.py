@@ -61,6 +61,23 @@ def test_whatever_the_disk_has_no_room_for_the_sweep_goes_on_when_there_is(
     assert made == sorted(made) and len({*made}) > 2, f"{made}: the disk was full before, while and after images were made"
 
 
+def test_too_little_room_is_told_before_anything_is_made_and_forbids_nothing(tmp_path: Path) -> None:
+    """Patterns take less than the pictures that are reckoned with."""
+    with tmpfs(tmp_path / "m", "size=1m,nr_inodes=100") as point:
+        large = (*QUIET, "width=512", "height=512", "seed=range(0,4)", f"out={point}/sweep", "-m")
+        said = f"about 2 MB of images are to be written, and the file system of {point}/sweep has 1 MB free"
+        planned = run(tmp_path, "plan", *large)
+        assert planned.code == 0 and f"  warning  {said}" in planned.told
+        assert not (point / "sweep").exists()
+        made = run(tmp_path, *large)
+        assert made.code == 0 and made.errors.index(f"warning: {said}") < made.errors.index("on cpu"), made.errors
+        assert "warning" not in run(tmp_path, "plan", *large).told, "nothing is left to be written"
+        many = run(tmp_path, "plan", *QUIET, "seed=range(0,90)", f"out={point}/many", "-m").told
+        assert re.search(r"warning  about \d+ files are to be written, and .*/many has room for \d\d more\. output=webdataset", many), many
+        packed = run(tmp_path, "plan", *QUIET, "seed=range(0,90)", f"out={point}/many", "output=webdataset", "-m").told
+        assert "warning" not in packed
+
+
 def test_a_full_cache_or_temporary_folder_costs_no_image(tmp_path: Path, clean: Path) -> None:
     with tmpfs(tmp_path / "m", "size=8k") as point:
         (point / "filler").write_bytes(b"x" * 8192)
