@@ -231,15 +231,15 @@ def _along(factor: Tensor, axis: int, dims: int) -> Tensor:
 
 
 def _decomposed(form: Decomposed, base: Tensor) -> tuple[Term, ...]:
-    merged = _merged(form.inner, base)
-    lines = merged.flatten(1) if form.axis == 0 else merged.transpose(0, 1).flatten(1)
-    factor = form.magnitude.to(base.device) / (lines.norm(dim=1) + torch.finfo(torch.float32).eps)
+    across = [dim for dim in range(base.dim()) if dim != form.axis]
+    lengths = _merged(form.inner, base).square_().sum(across).sqrt_()
+    factor = form.magnitude.to(base.device) / (lengths + torch.finfo(torch.float32).eps)
     scale = OutputScale(factor - 1) if form.axis == 0 else InputScale(factor - 1)
     return scale, _times(form.inner, factor, form.axis, base)
 
 
 def _merged(term: LowRank | Dense | Kronecker, base: Tensor) -> Tensor:
-    """W + D in float32, in one pass where that can be."""
+    """W + D in float32, fresh, in one pass where that can be."""
     if not isinstance(term, LowRank):
         return base.float() + to_dense(term, base)
     up, down = term.up.to(base.device).flatten(1), term.down.to(base.device).flatten(1)

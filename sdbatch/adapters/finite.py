@@ -36,6 +36,6 @@ def is_finite(tensor: Tensor) -> bool:
         return not bool(((tensor.view(torch.uint8) & bits) == bits).any())
     if tensor.element_size() < 2:
         return True
-    # NaN wins every comparison in aminmax, which runs forty times faster than isfinite on half precision.
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) and torch.isfinite(high))
+    # One bad value makes the sum bad, at the speed of memory. Good ones may add up to more than the dtype holds: then the extremes
+    # tell, where NaN wins every comparison; on half precision they are found forty times faster than by isfinite.
+    return bool(torch.isfinite(tensor.sum())) or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor))
