@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +249,16 @@ def test_only_one_process_sends_a_sweep(make_sweep: SweepMaker, target: Target) 
     folder = make_sweep()
     with holding(folder / LOCK), pytest.raises(FolderError, match="locked by"):
         project(folder, target)
+
+
+def test_eight_sweeps_at_once_into_one_database_are_there_whole(make_sweep: SweepMaker, target: Target) -> None:
+    folders = [make_sweep(f"sweep{number}", weights=(0.0,), seeds=2) for number in range(8)]
+    with ThreadPoolExecutor(len(folders)) as pool:
+        reports = list(pool.map(partial(project, target=target), folders))
+    assert [str(report.error) for report in reports if not report.ok] == [], "no `database is locked`"
+    assert query(target, "select count(*), count(distinct run_uuid) from runs where status = 'FINISHED'") == [(8, 8)]
+    assert query(target, "select count(*) from metrics where key = 'denoise_s'") == [(8 * 2,)]
+    assert query(target, "pragma integrity_check") == [("ok",)]
 
 
 def test_what_is_no_sweep_is_refused(tmp_path: Path, target: Target) -> None:
