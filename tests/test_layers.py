@@ -103,7 +103,7 @@ def test_a_light_verb_imports_nothing_heavy(verb: str) -> None:
 def test_pyproject_lists_every_package() -> None:
     listed = set(tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     there = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in SOURCES if path.name == "__init__.py"}
-    assert listed == there | {"sdbatch.conf"}
+    assert listed == there | {"sdbatch.conf", "sdbatch.jobs"}
 
 
 def test_nothing_in_the_package_loads_code_from_files() -> None:

@@ -43,17 +43,21 @@ class Composer:
         setup_globals()
         guard_environment()
         check_overrides(overrides)
+        config_dir = config_dir or _find_shipped(config_name)
         folders = [Path(folder).expanduser() for folder in (config_dir, "conf") if folder]
         check_folders(folders)
         names = [folder / f"{config_name}.yaml" for folder in folders]
         check_folders(searched_folders(overrides, names))
         self.config_name = config_name
+        self.job_folder = next((file.parent for file in names if file.is_file()), None)
+        """Where the job lies that is run; None: it is sdbatch's own configuration."""
         self.catalog: Catalog = register_options(models_roots(overrides, names), folders)
         search_path = create_automatic_config_search_path(None, None, PACKAGED)
         if config_dir is not None:
             folder = Path(config_dir).expanduser().absolute()
             if not folder.is_dir():
-                raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+                shipped = ", ".join(f"-cn {name}" for name in shipped_jobs())
+                raise ConfigError(f"--config-dir {config_dir}: no such folder. The jobs that ship with sdbatch need none: {shipped}.")
             search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(config_search_path=search_path)
 
@@ -80,7 +84,7 @@ class Composer:
     def jobs(self) -> list[str]:
         """What `-cn` can name."""
         found = self.loader.repository.get_group_options("", ObjectType.CONFIG)
-        return sorted({name for name in found if name != "schema" and not name.startswith("_")})
+        return sorted({*shipped_jobs(), *(name for name in found if name != "schema" and not name.startswith("_"))})
 
     def compose(self, overrides: Sequence[str], literals: Mapping[str, str] | None = None) -> Composition:
         """Compose with these overrides; `literals` are texts taken as they are. Raises ConfigError."""
@@ -130,3 +134,16 @@ class Composer:
         hasher = Hasher()
         options = self.catalog.options(group).items()
         return next((name for name, path in options if (hasher.recall(path) or "").startswith(sha256)), None)
+
+
+def shipped_jobs() -> dict[str, Path]:
+    """Name -> file of the jobs that come with sdbatch: in the package, or in a checkout beside it."""
+    package = Path(__file__).resolve().parent.parent
+    folder = next((folder for folder in (package / "jobs", package.parent / "jobs") if folder.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _find_shipped(config_name: str) -> str | None:
+    """The folder of a job that ships, unless the user's own `conf/` has one of that name."""
+    shipped = shipped_jobs().get(config_name)
+    return None if shipped is None or (Path("conf") / shipped.name).is_file() else str(shipped.parent)

@@ -35,6 +35,10 @@ class Vocabulary(Protocol):
         """The options of a group."""
         ...
 
+    def jobs(self) -> list[str]:
+        """What `-cn` can name."""
+        ...
+
     def groups(self) -> list[str]:
         """The groups at the root."""
         ...
@@ -92,7 +96,7 @@ def _missing_option(text: str, vocabulary: Vocabulary) -> str:
             return f"{group}={path}: there is no such {group}. A file by its path is {name}.file={path}."
         return f"{match[1]}: no such option or configuration. Groups: {', '.join(vocabulary.groups())}."
     if match := re.search(r"Cannot find primary config '(.+?)'", text):
-        return f"-cn {match[1]}: no such configuration. Jobs are found in the folder given by -cd."
+        return f"-cn {match[1]}: no such job. {did_you_mean(match[1], vocabulary.jobs())} Your own are found in the folder given by -cd."
     return text.splitlines()[0]
 
 

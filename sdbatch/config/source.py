@@ -16,19 +16,28 @@ LINE_LIMIT = 100_000
 """Characters of one prompt: a longer line is a wrong file, not a prompt."""
 
 
-def prompt_axis(conf: dict[str, Any]) -> Axis | None:
-    """The axis of `matrix.prompts`, or None when no source is set. Raises ConfigError, naming file and line."""
+def prompt_axis(conf: dict[str, Any], beside: Path | None = None) -> Axis | None:
+    """The axis of `matrix.prompts`, or None when no source is set. Raises ConfigError, naming file and line.
+
+    Files are those beside the job that names them, where there are such, else those from where the program is run.
+    """
     texts = [str(text) for text in cast(list[Any], conf["text"])]
     points: list[dict[str, Any]] = [{"prompt": text} for text in texts]
     if conf["file"] is not None:
-        points += read_prompts(Path(str(conf["file"])).expanduser())
+        points += read_prompts(_find(str(conf["file"]), beside))
         if not points:
             raise ConfigError(f"matrix.prompts.file={conf['file']}: no prompts in it.")
     if not points:
         return None
     if conf["template"] == "all":
-        points = expand_templates(points, conf["wildcards"])
+        wildcards = None if conf["wildcards"] is None else str(_find(str(conf["wildcards"]), beside))
+        points = expand_templates(points, wildcards)
     return Axis.points(points)
+
+
+def _find(name: str, beside: Path | None) -> Path:
+    path = Path(name).expanduser()
+    return beside / path if beside is not None and (beside / path).exists() else path
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +76,7 @@ def _sort(composer: Composer, request: Request, override: Override, mode: RunMod
         request.fixed.append(f"+{override.input_line}" if is_open else str(override.input_line))
 
 
-def _add_sweep(composer: Composer, request: Request, override: Override) -> None:
+def _add_sweep(composer: Composer, request: Request, override: Override, beside: Path | None = None) -> None:
     key = override.get_key_element()
     sweep: Any = override.value()
     if override.value_type == ValueType.INTERVAL_SWEEP:
@@ -85,24 +85,29 @@ def _add_sweep(composer: Composer, request: Request, override: Override) -> None
         return
     structural = composer.is_group(key) or key.startswith(("+", "~"))
     if isinstance(sweep, Glob) and not structural:
-        request.axes.append(Axis.single(key, matching_files(key, sweep)))
+        request.axes.append(Axis.single(key, matching_files(key, sweep, beside)))
     elif structural:
         request.axes.append(Axis.single(key, [str(text) for text in override.sweep_string_iterator()]))
     else:
         request.axes.append(Axis.single(key, sweep_values(override)))
 
 
-def matching_files(key: str, pattern: Glob) -> list[str]:
-    """The files that a glob on a plain key names, such as `task.image=glob(photos/*.jpg)`, sorted. Raises ConfigError for none."""
-    found = _matching(pattern.include) - _matching(pattern.exclude)
-    if files := sorted(path for path in found if Path(path).is_file()):
-        return files
+def matching_files(key: str, pattern: Glob, beside: Path | None) -> list[str]:
+    """The files that a glob on a plain key names, such as `task.image=glob(photos/*.jpg)`, sorted. Raises ConfigError for none.
+
+    Those beside the job that asks, if there are any, else those from where the program is run.
+    """
+    for folder in (Path() if beside is None else beside, Path()):
+        found = _matching(pattern.include, folder) - _matching(pattern.exclude, folder)
+        if files := sorted(path for path in found if Path(path).is_file()):
+            return files
     raise ConfigError(f"{key}: no file matches {', '.join(pattern.include)}.")
 
 
-def _matching(patterns: Sequence[str]) -> set[str]:
+def _matching(patterns: Sequence[str], folder: Path) -> set[str]:
     # Not by pathlib, whose patterns are all relative.
-    return {path for pattern in patterns for path in glob(str(Path(pattern).expanduser()), recursive=True)}  # noqa: PTH207
+    whole = [str(Path(escape(str(folder))) / Path(pattern).expanduser()) for pattern in patterns]
+    return {path for pattern in whole for path in glob(pattern, recursive=True)}  # noqa: PTH207
 
 
 def sweep_values(override: Override) -> Sequence[Any]:
@@ -135,7 +140,7 @@ def read_space(composer: Composer, request: Request, base: Composition) -> tuple
         axes.append(_zip_axis(composer, cast(dict[str, Any], matrix["zip"])))
     if matrix["list"]:
         axes.append(Axis.points([_group_strings(composer, item) for item in cast(list[dict[str, Any]], matrix["list"])]))
-    if (prompts := prompt_axis(cast(dict[str, Any], matrix["prompts"]))) is not None:
+    if (prompts := prompt_axis(cast(dict[str, Any], matrix["prompts"]), composer.job_folder)) is not None:
         axes.append(prompts)
     for axis in axes:
         if not len(axis):
@@ -167,7 +172,7 @@ def _matrix_axis(composer: Composer, where: str, key: str, values: Any) -> Axis 
         if not override.is_sweep_override():
             raise ConfigError(f"{where}: {values!r} is one value. Give a list, or a sweep such as range(0,64).")
         request = Request()
-        _add_sweep(composer, request, override)
+        _add_sweep(composer, request, override, composer.job_folder)
         return request.intervals[0] if request.intervals else request.axes[0]
     if not isinstance(values, list):
         raise ConfigError(f"{where}: give a list of values, or a sweep such as range(0,64); found {values!r}.")

@@ -10,6 +10,7 @@ import sdbatch
 from sdbatch.cell import STACKS
 from sdbatch.config.arguments import read_arguments
 from sdbatch.config.compose import Composer
+from sdbatch.errors import ConfigError
 from sdbatch.families.samplers import SAMPLERS
 from sdbatch.run.prepare import prepare
 from tests.conftest import BASE
@@ -54,10 +55,37 @@ def test_a_users_conf_extends_and_shadows(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_job_plans(job: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(ROOT)
+def test_every_job_plans_from_anywhere(job: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    planned = prepare(read_arguments(["-cd", "jobs", "-cn", job.stem, f"out={tmp_path / 'out'}"]))
+    planned = prepare(read_arguments(["-cn", job.stem, "out=out"]))
     assert planned.settings.name == job.stem
     assert len(planned.plan) > 4
-    assert job.read_text().splitlines()[0].startswith(f"# sdbatch -cd jobs -cn {job.stem}")
+    assert job.read_text().splitlines()[0].startswith(f"# sdbatch -cn {job.stem}")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_job_finds_its_files_beside_it_or_from_where_it_is_run(workspace: Path) -> None:
+    (workspace / "my [jobs]/words").mkdir(parents=True)
+    matrix = "matrix: {prompts: {file: words/animals.txt}, product: {task.image: 'glob(*.png)'}}"
+    job = f"defaults: [config, override task: img2img, _self_]\n{matrix}\n"
+    (workspace / "my [jobs]/mine.yaml").write_text(job)
+    (workspace / "words").mkdir()
+    (workspace / "words/animals.txt").write_text("a dog\na cat\n")
+
+    def columns() -> dict[str, list[object]]:
+        plan = prepare(read_arguments(["-cd", "my [jobs]", "-cn", "mine", *BASE])).plan
+        return {key: list(column.values) for key, column in plan.columns.items()}
+
+    assert columns() == {"prompt": ["a dog", "a cat"], "task.image": ["control.png"]}
+    (workspace / "my [jobs]/words/animals.txt").write_text("a fox\n")
+    (workspace / "control.png").rename(workspace / "my [jobs]/own.png")
+    assert columns() == {"prompt": ["a fox"], "task.image": ["my [jobs]/own.png"]}
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_job_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"-cn variation: no such job\. Did you mean variations"):
+        prepare(read_arguments(["-cn", "variation"]))
+    with pytest.raises(ConfigError, match=r"--config-dir nowhere: no such folder\. The jobs that ship .* need none: -cn ablation,"):
+        prepare(read_arguments(["-cd", "nowhere", "-cn", "dataset"]))
