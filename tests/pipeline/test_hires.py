@@ -19,8 +19,9 @@ from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from sdbatch.pipeline.engine import batch_key
 from sdbatch.pipeline.prompt_editing import prompt_by_step
 from tests.pipeline.models import PIXELS, TinyModel, build_controlnet, diffusers, make_cell, save, write_picture
+from tests.pipeline.oracle import Pixels, draw
 from tests.pipeline.test_families import latents, write_lora
-from tests.pipeline.test_tasks import IMG2IMG, Pixels, assert_same_alone, cell_of, draw, oracle_of
+from tests.pipeline.test_tasks import IMG2IMG, assert_same_alone, cell_of, oracle_of
 from tests.pipeline.test_upscale import load
 from tests.pipeline.upscalers import write
 from tests.pipeline.zoo import ZOO, Zoo

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.pipeline.test_families import cell_of, draw
+from tests.pipeline.oracle import draw
+from tests.pipeline.test_families import cell_of
 from tests.pipeline.zoo import ZOO, Zoo
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 
-from sdbatch.cell import Cell, Control, Strength, WeightFile
+from sdbatch.cell import Control, Strength, WeightFile
 from sdbatch.families import FAMILIES, SAMPLERS
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from tests.adapters.lora_files import attention_layers, kohya, renamed
@@ -29,64 +28,32 @@ from tests.pipeline.models import (
     to_original_keys,
     write_picture,
 )
-
-# The samplers whose noise diffusers does not draw from the generator need a seed of their own there.
-OWN_SEED = {"dpmpp_sde", "dpmpp_sde_karras"}
-
-
-def draw(engine: DiffusersEngine, cell: Cell) -> npt.NDArray[np.uint8]:
-    engine.prepare(cell.recipe)
-    (picture,) = engine.start([cell], lambda done, total: None).finish()
-    assert picture.fault is None
-    return picture.pixels
-
-
-def draw_with_diffusers(model: TinyModel, cell: Cell, pipeline: Any = None, **inputs: Any) -> npt.NDArray[np.uint8]:
-    pipeline = pipeline or model.pipeline
-    sampler = cell.sampler
-    options: dict[str, Any] = dict(sampler.options)
-    step_options = {name: options.pop(name) for name in ("eta",) if name in options}
-    if sampler.name in OWN_SEED:
-        options["noise_sampler_seed"] = [cell.seed]
-    config = diffusers.DDIMScheduler.load_config(str(model.config / "scheduler"))
-    pipeline.scheduler = getattr(diffusers, sampler.scheduler).from_config(config, **options)
-    given: dict[str, Any] = {"prompt": cell.prompt, "negative_prompt": cell.negative_prompt, **inputs}
-    images = pipeline(
-        **given,
-        num_inference_steps=cell.steps,
-        guidance_scale=cell.guidance_scale,
-        width=cell.width,
-        height=cell.height,
-        generator=torch.Generator().manual_seed(cell.seed),
-        output_type="np",
-        **step_options,
-    ).images
-    return (images[0] * 255).round().astype(np.uint8)
+from tests.pipeline.oracle import draw, draw_with_diffusers
 
 
 @pytest.mark.parametrize("name", FAMILIES["sd1"].samplers)
 def test_every_sampler_equals_diffusers(name: str, engine: DiffusersEngine, model: TinyModel) -> None:
     cell = make_cell(model.recipe(), sampler=SAMPLERS[name], negative_prompt="bad")
-    ours = draw(engine, cell)
+    ours = draw(cell, engine)
     assert ours.std() > 5
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell))
 
 
 def test_guidance_1_skips_the_unconditional_pass_as_diffusers_does(engine: DiffusersEngine, model: TinyModel) -> None:
     cell = make_cell(model.recipe(), guidance_scale=1.0)
-    np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell))
+    np.testing.assert_array_equal(draw(cell, engine), draw_with_diffusers(model, cell))
 
 
 def test_guidance_rescale(engine: DiffusersEngine, model: TinyModel) -> None:
     cell = make_cell(model.recipe(), guidance_rescale=0.7, guidance_scale=9.0)
-    ours = draw(engine, cell)
+    ours = draw(cell, engine)
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, guidance_rescale=0.7))
-    assert (ours != draw(engine, make_cell(model.recipe(), guidance_scale=9.0))).any()
+    assert (ours != draw(make_cell(model.recipe(), guidance_scale=9.0), engine)).any()
 
 
 def test_other_sizes(engine: DiffusersEngine, model: TinyModel) -> None:
     cell = make_cell(model.recipe(), width=96, height=72)
-    np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell))
+    np.testing.assert_array_equal(draw(cell, engine), draw_with_diffusers(model, cell))
 
 
 @pytest.mark.parametrize("clip_skip", [2, 3])
@@ -100,9 +67,9 @@ def test_clip_skip_is_that_hidden_state_under_the_final_norm(clip_skip: int, eng
             return text.final_layer_norm(text(ids, output_hidden_states=True).hidden_states[-clip_skip])
 
     embeds = {"prompt": None, "negative_prompt": None, "prompt_embeds": encode(cell.prompt), "negative_prompt_embeds": encode("")}
-    ours = draw(engine, cell)
+    ours = draw(cell, engine)
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, **embeds))
-    assert (ours != draw(engine, make_cell(model.recipe()))).any()
+    assert (ours != draw(make_cell(model.recipe()), engine)).any()
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("euler", [0, 1, 2, 3, 4, 5]), ("heun", [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5])])
@@ -120,7 +87,7 @@ def test_a_prompt_changes_on_the_way(sampler: str, calls: list[int], engine: Dif
 
     first = dict(zip(("prompt", "negative_prompt"), texts[0], strict=True))
     theirs = draw_with_diffusers(model, cell, callback_on_step_end=change, **first)
-    np.testing.assert_array_equal(draw(engine, cell), theirs)
+    np.testing.assert_array_equal(draw(cell, engine), theirs)
     assert (theirs != draw_with_diffusers(model, cell, **first)).any()
 
 
@@ -133,9 +100,9 @@ def test_embedding_equals_load_textual_inversion(vectors: int, engine: Diffusers
     oracle = build_pipeline(tmp_path / "vocabulary")
     oracle.load_textual_inversion({"emb": vector}, token="ttqx")  # lower case: diffusers loses vectors of mixed-case names
     prompts = {"prompt": "a ttqx cat", "negative_prompt": "bad, ttqx"}
-    ours = draw(engine, cell)
+    ours = draw(cell, engine)
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, oracle, **prompts))
-    assert (ours != draw(engine, make_cell(model.recipe(), prompt="a cat", negative_prompt="bad, "))).any()
+    assert (ours != draw(make_cell(model.recipe(), prompt="a cat", negative_prompt="bad, "), engine)).any()
 
 
 def test_lora_equals_merged_weights_and_diffusers_own_loader(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
@@ -143,7 +110,7 @@ def test_lora_equals_merged_weights_and_diffusers_own_loader(engine: DiffusersEn
     lora = kohya(layers)
     file = save(lora.tensors, tmp_path / "style.safetensors")
     cell = make_cell(model.recipe(loras=(file,)), strengths=(Strength(0.8, 0.4),))
-    ours = draw(engine, cell).astype(int)
+    ours = draw(cell, engine).astype(int)
     merged = build_pipeline(tmp_path / "vocabulary")
     add_to_weights(merged.unet, lora.deltas["unet"], 0.8)
     add_to_weights(merged.text_encoder, lora.deltas["text_encoder"], 0.4)
@@ -153,7 +120,7 @@ def test_lora_equals_merged_weights_and_diffusers_own_loader(engine: DiffusersEn
     live.load_lora_weights(renamed(lora, layers, (".lora_A.weight", ".lora_B.weight")).tensors, adapter_name="style")
     live.set_adapters(["style"], adapter_weights=[{"unet": 0.8, "text_encoder": 0.4}])
     assert np.abs(ours - draw_with_diffusers(model, cell, live)).max() <= 1
-    assert np.abs(ours - draw(engine, make_cell(model.recipe()))).max() > 20
+    assert np.abs(ours - draw(make_cell(model.recipe()), engine)).max() > 20
 
 
 def test_vae_by_file_with_either_kind_of_keys(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
@@ -166,7 +133,7 @@ def test_vae_by_file_with_either_kind_of_keys(engine: DiffusersEngine, model: Ti
     oracle.set_progress_bar_config(disable=True)
     expected = draw_with_diffusers(model, make_cell(model.recipe()), oracle)
     for file in (original, prefixed, modern):
-        np.testing.assert_array_equal(draw(engine, make_cell(model.recipe(vae=file))), expected, err_msg=file.name)
+        np.testing.assert_array_equal(draw(make_cell(model.recipe(vae=file)), engine), expected, err_msg=file.name)
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model.", "cond_stage_model.transformer.text_model."])
@@ -176,23 +143,23 @@ def test_text_encoder_by_file(prefix: str, engine: DiffusersEngine, model: TinyM
     oracle = diffusers.StableDiffusionPipeline(**{**model.pipeline.components, "text_encoder": other}, requires_safety_checker=False)
     oracle.set_progress_bar_config(disable=True)
     cell = make_cell(model.recipe(text_encoder=file))
-    np.testing.assert_array_equal(draw(engine, cell), draw_with_diffusers(model, cell, oracle))
+    np.testing.assert_array_equal(draw(cell, engine), draw_with_diffusers(model, cell, oracle))
 
 
 def test_diffusers_folder_and_half_precision_file(engine: DiffusersEngine, model: TinyModel, tmp_path: Path) -> None:
     model.pipeline.save_pretrained(tmp_path / "folder")
     folder = model.recipe(checkpoint=WeightFile("folder", str(tmp_path / "folder"), "folder"), config=str(tmp_path / "folder"))
-    expected = draw(engine, make_cell(model.recipe()))
-    np.testing.assert_array_equal(draw(engine, make_cell(folder)), expected)
+    expected = draw(make_cell(model.recipe()), engine)
+    np.testing.assert_array_equal(draw(make_cell(folder), engine), expected)
     half = {key: tensor.half() for key, tensor in to_original_keys(model.pipeline).items()}
     recipe = model.recipe(checkpoint=save(half, tmp_path / "half.safetensors"))
-    draw(engine, make_cell(recipe))
+    draw(make_cell(recipe), engine)
     assert next(engine.model.denoiser.parameters()).dtype is torch.float32
 
 
 def test_v_prediction_is_taken_from_the_recipe(engine: DiffusersEngine, model: TinyModel) -> None:
     cell = make_cell(model.recipe(prediction_type="v_prediction"), sampler=SAMPLERS["ddim"])
-    ours = draw(engine, cell)
+    ours = draw(cell, engine)
     options = dict(cell.sampler.options) | {"prediction_type": "v_prediction"}
     asked = replace(cell, sampler=replace(cell.sampler, options=tuple(options.items())))
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, asked))
@@ -210,7 +177,7 @@ def test_controlnets_equal_diffusers(engine: DiffusersEngine, model: TinyModel, 
     parts = {**model.pipeline.components, "controlnet": nets}
     oracle = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
     oracle.set_progress_bar_config(disable=True)
-    ours = draw(engine, cell)
+    ours = draw(cell, engine)
     with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
         theirs = draw_with_diffusers(
             model,
@@ -222,7 +189,7 @@ def test_controlnets_equal_diffusers(engine: DiffusersEngine, model: TinyModel, 
             control_guidance_end=[1.0, 0.75],
         )
     np.testing.assert_array_equal(ours, theirs)
-    base = draw(engine, make_cell(model.recipe()))
+    base = draw(make_cell(model.recipe()), engine)
     assert (ours != base).any()
     off = tuple(replace(control, weight=0.0) for control in controls)
-    np.testing.assert_array_equal(draw(engine, replace(cell, controls=off)), base)
+    np.testing.assert_array_equal(draw(replace(cell, controls=off), engine), base)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -22,14 +21,10 @@ from sdbatch.pipeline.encode import to_tensor
 from sdbatch.pipeline.engine import batch_key
 from sdbatch.pipeline.picture import read_mask, read_source
 from tests.pipeline.models import PIXELS, TinyModel, build_controlnet, diffusers, make_cell, save, write_picture
+from tests.pipeline.oracle import Pixels, draw, draw_with_diffusers
 from tests.pipeline.test_checkpoints import altered, as_file
 from tests.pipeline.test_families import latents
 from tests.pipeline.zoo import ZOO, Zoo
-
-Pixels = npt.NDArray[np.uint8]
-
-OWN_SEED = {"dpmpp_sde", "dpmpp_sde_karras"}
-"""Samplers whose noise diffusers does not draw from the generator."""
 
 IMG2IMG = {
     "sd1": diffusers.StableDiffusionImg2ImgPipeline,
@@ -76,14 +71,6 @@ def cell_of(model: TinyModel, source: Source, **changes: Any) -> Cell:
     return make_cell(changes.pop("recipe", None) or model.recipe(), **{**values, **changes})
 
 
-def draw(cell: Cell, engine: DiffusersEngine | None = None) -> Pixels:
-    engine = engine or DiffusersEngine("cpu", 1)
-    engine.prepare(cell.recipe)
-    (picture,) = engine.start([cell], lambda done, total: None).finish()
-    assert picture.fault is None
-    return picture.pixels
-
-
 def oracle_of(model: TinyModel, cls: Any, **parts: Any) -> Any:
     """Diffusers' pipeline of a task with a model's parts."""
     known = inspect.signature(cls.__init__).parameters
@@ -94,33 +81,16 @@ def oracle_of(model: TinyModel, cls: Any, **parts: Any) -> Any:
     return pipeline
 
 
-def draw_with_diffusers(model: TinyModel, cell: Cell, pipeline: Any, **inputs: Any) -> Pixels:
+def draw_from_picture(model: TinyModel, cell: Cell, pipeline: Any, **inputs: Any) -> Pixels:
+    """Diffusers' pipeline of a task takes the picture in the image's size, or, with a mask, as it is."""
     assert cell.source is not None
-    options: dict[str, Any] = dict(cell.sampler.options)
-    step_options = {name: options.pop(name) for name in ("eta",) if name in options}
-    if cell.sampler.name in OWN_SEED:
-        options["noise_sampler_seed"] = [cell.seed]
-    config = diffusers.DDIMScheduler.load_config(str(model.config / "scheduler"))
-    pipeline.scheduler = getattr(diffusers, cell.sampler.scheduler).from_config(config, **options)
-    given: dict[str, Any] = {"prompt": cell.prompt, **step_options, **inputs}
-    size = {"width": cell.width, "height": cell.height}
-    if cell.source.mask is not None:
-        blurred = Image.open(cell.source.mask.image).filter(ImageFilter.GaussianBlur(cell.source.mask.blur_px))
-        given |= {"mask_image": blurred, **size}
-    elif model.family == "flux":
-        given |= size
     picture = Image.open(cell.source.image)
-    images = pipeline(
-        image=picture if cell.source.mask is not None else picture.resize((cell.width, cell.height), Image.Resampling.LANCZOS),
-        strength=cell.source.strength,
-        num_inference_steps=cell.steps,
-        guidance_scale=cell.guidance_scale,
-        generator=torch.Generator().manual_seed(cell.seed),
-        output_type="np",
-        **given,
-        **({"negative_prompt": cell.negative_prompt} if cell.negative_prompt else {}),
-    ).images
-    return (images[0] * 255).round().astype(np.uint8)
+    if cell.source.mask is not None:
+        inputs["mask_image"] = Image.open(cell.source.mask.image).filter(ImageFilter.GaussianBlur(cell.source.mask.blur_px))
+    else:
+        picture = picture.resize((cell.width, cell.height), Image.Resampling.LANCZOS)
+        inputs |= {} if model.family == "flux" else {"width": None, "height": None}
+    return draw_with_diffusers(model, cell, pipeline, image=picture, strength=cell.source.strength, **inputs)
 
 
 @pytest.mark.parametrize("name", FAMILIES["sd1"].samplers)
@@ -128,7 +98,7 @@ def test_every_sampler_equals_diffusers(name: str, engine: DiffusersEngine, mode
     cell = cell_of(model, source, sampler=SAMPLERS[name])
     ours = draw(cell, engine)
     assert ours.std() > 5
-    np.testing.assert_array_equal(ours, draw_with_diffusers(model, cell, oracle_of(model, IMG2IMG["sd1"])))
+    np.testing.assert_array_equal(ours, draw_from_picture(model, cell, oracle_of(model, IMG2IMG["sd1"])))
 
 
 @pytest.mark.parametrize("name", ["euler", "euler_a", "heun", "lms_karras", "dpmpp_2m_sde_karras", "dpmpp_sde", "ddim_eta1", "lcm", "pndm"])
@@ -136,7 +106,7 @@ def test_inpainting_equals_diffusers(name: str, engine: DiffusersEngine, model: 
     oracle = oracle_of(model, INPAINT["sd1"])
     for strength in (0.6, 1.0):
         cell = cell_of(model, replace(masked, strength=strength), sampler=SAMPLERS[name])
-        np.testing.assert_array_equal(draw(cell, engine), draw_with_diffusers(model, cell, oracle))
+        np.testing.assert_array_equal(draw(cell, engine), draw_from_picture(model, cell, oracle))
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -147,7 +117,7 @@ def test_every_family_equals_diffusers(name: str, strength: float, zoo: Zoo, sou
     for start, classes in ((source, IMG2IMG), (masked, INPAINT)):
         cell = cell_of(model, replace(start, strength=strength))
         oracle = oracle_of(model, classes[model.family])
-        np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, cell, oracle, **limit))
+        np.testing.assert_array_equal(draw(cell), draw_from_picture(model, cell, oracle, **limit))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
@@ -160,7 +130,7 @@ def test_an_inpainting_unet_equals_diffusers(name: str, strength: float, zoo: Zo
     recipe = model.recipe(checkpoint=save(to_single(pipeline), tmp_path / "inpainting.safetensors"))
     cell = cell_of(model, replace(masked, strength=strength), recipe=recipe, sampler=SAMPLERS["euler_a"])
     oracle = oracle_of(model, INPAINT[model.family], unet=pipeline.unet)
-    np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, cell, oracle))
+    np.testing.assert_array_equal(draw(cell), draw_from_picture(model, cell, oracle))
 
 
 def test_the_refiner_equals_diffusers(zoo: Zoo, source: Source, tmp_path: Path) -> None:
@@ -173,7 +143,7 @@ def test_the_refiner_equals_diffusers(zoo: Zoo, source: Source, tmp_path: Path) 
     pipeline.save_pretrained(tmp_path / "refiner")
     model = replace(zoo("sdxl"), pipeline=pipeline, config=tmp_path / "refiner", checkpoint=as_file(tmp_path / "refiner"))
     cell = cell_of(model, replace(source, strength=0.4))
-    np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, cell, pipeline))
+    np.testing.assert_array_equal(draw(cell), draw_from_picture(model, cell, pipeline))
 
 
 def test_controlnet_in_both_tasks_equals_diffusers(
@@ -190,7 +160,7 @@ def test_controlnet_in_both_tasks_equals_diffusers(
         (masked, diffusers.StableDiffusionControlNetInpaintPipeline),
     ):
         cell = cell_of(model, start, recipe=recipe, controls=controls)
-        theirs = draw_with_diffusers(model, cell, oracle_of(model, cls, controlnet=net), **inputs)
+        theirs = draw_from_picture(model, cell, oracle_of(model, cls, controlnet=net), **inputs)
         np.testing.assert_array_equal(draw(cell, engine), theirs)
         assert (theirs != draw(cell_of(model, start), engine)).any()
 
