@@ -13,6 +13,8 @@ import pyarrow as pa
 
 IdArray = npt.NDArray[np.uint64]
 """[ids, 2]: the halves of each 128-bit id, the first digits first."""
+Halves = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
+"""Sorted ids: all first halves, then all second ones, each in one stretch of memory, through which searches go."""
 Mask = npt.NDArray[np.bool_]
 
 _DIGITS = 32
@@ -63,12 +65,15 @@ def order_of(ids: IdArray) -> npt.NDArray[np.int64]:
     return cast(npt.NDArray[np.int64], order)
 
 
-def find_in(sorted_ids: IdArray, ids: IdArray) -> npt.NDArray[np.int64]:
+def halves_of(ids: IdArray, order: npt.NDArray[np.int64]) -> Halves:
+    """Ids in an order that sorts them, as `find_in` takes them."""
+    return ids[order, 0], ids[order, 1]
+
+
+def find_in(halves: Halves, ids: IdArray) -> npt.NDArray[np.int64]:
     """The place of each id among sorted ones that differ; -1 where it is not."""
+    high, low = halves
     places = np.full(len(ids), -1, dtype=np.int64)
-    if not len(sorted_ids):
-        return places
-    high = np.ascontiguousarray(sorted_ids[:, 0])
     left = np.argsort(ids[:, 0])  # looked up in their order, neighbours are found in the processor's cache
     place = np.empty(len(ids), dtype=np.int64)
     place[left] = np.searchsorted(high, ids[left, 0])
@@ -76,7 +81,7 @@ def find_in(sorted_ids: IdArray, ids: IdArray) -> npt.NDArray[np.int64]:
     while len(left):
         left = left[place[left] < len(high)]
         left = left[high[place[left]] == ids[left, 0]]
-        hit = sorted_ids[place[left], 1] == ids[left, 1]
+        hit = low[place[left]] == ids[left, 1]
         places[left[hit]] = place[left[hit]]
         left = left[~hit]
         place[left] += 1
@@ -86,11 +91,11 @@ def find_in(sorted_ids: IdArray, ids: IdArray) -> npt.NDArray[np.int64]:
 class Ids(Set[str]):
     """An immutable set of ids."""
 
-    __slots__ = ("_ids",)
+    __slots__ = ("_halves",)
 
     def __init__(self, ids: IdArray) -> None:
         """`ids` in any order, each once."""
-        self._ids = ids[order_of(ids)]
+        self._halves = halves_of(ids, order_of(ids))
 
     @classmethod
     def _from_iterable(cls, it: Iterable[Any]) -> Ids:
@@ -98,7 +103,7 @@ class Ids(Set[str]):
 
     def contains(self, ids: IdArray) -> Mask:
         """Which of these are in the set."""
-        return find_in(self._ids, ids) >= 0
+        return find_in(self._halves, ids) >= 0
 
     def __contains__(self, item: object) -> bool:
         if not isinstance(item, str) or len(item) != _DIGITS:
@@ -109,10 +114,10 @@ class Ids(Set[str]):
             return False
 
     def __iter__(self) -> Iterator[str]:
-        yield from texts_of(self._ids)
+        yield from texts_of(np.stack(self._halves, axis=1))
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._halves[0])
 
     def __repr__(self) -> str:
         return f"Ids({set(self)})"

@@ -13,7 +13,7 @@ from sdbatch.plan.estimate import describe
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.commit import check_keys
 from sdbatch.results.folder import FLAT_LIMIT, SweepFolder
-from sdbatch.results.ids import find_in, order_of
+from sdbatch.results.ids import find_in, halves_of, order_of
 from sdbatch.results.keys import Made, read_keys
 from sdbatch.results.reader import Index, iter_faulty, read_index
 from sdbatch.results.row import axes_of, recipe_id
@@ -92,11 +92,11 @@ def measure(folder: SweepFolder, full: bool = False) -> Progress:
     index = read_index(folder, check_keys if full else read_keys, looked)
     status = np.where(index.gone, np.uint8(_LOST), index.status)
     order = order_of(index.ids)
-    ids, status = index.ids[order], np.append(status[order], np.uint8(_LEFT))
+    known, status = halves_of(index.ids, order), np.append(status[order], np.uint8(_LEFT))
     counts = np.zeros(_LEFT + 1, dtype=np.int64)
     planned, made = (np.zeros(len(plan.recipes), dtype=np.int64) for _ in range(2))
     for group, _, recipes in plan.iter_keys():
-        found = status[find_in(ids, group)]  # -1, not there, is the last
+        found = status[find_in(known, group)]  # -1, not there, is the last
         counts += np.bincount(found, minlength=len(counts))
         planned += np.bincount(recipes, minlength=len(planned))
         made += np.bincount(recipes[found == STATUSES.index(OK)], minlength=len(made))
