@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from sdbatch.adapters.canny import draw_edges
 from sdbatch.adapters.module import build_module
 from sdbatch.adapters.piece import read_component
-from sdbatch.adapters.read import Tensors, read_json, read_tensors
+from sdbatch.adapters.read import Tensors, read_folder, read_json, read_tensors
 from sdbatch.adapters.window import weights_at
 from sdbatch.cell import Control, WeightFile
 from sdbatch.errors import CellError, ConfigError, WeightFileError, did_you_mean
 from sdbatch.naming import names_of
+from sdbatch.weights.picture import open_picture
 
 PREPROCESSORS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
     "none": lambda pixels: pixels,
@@ -89,13 +90,10 @@ def load_controlnet(file: WeightFile, config_folder: Path, unet_config: Mapping[
 
 def _read_state(file: WeightFile) -> Tensors:
     path = Path(file.path)
-    if not path.is_dir():
-        tensors = read_tensors(file).tensors
-        return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)} or tensors
-    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
-        if (path / name).is_file():
-            return read_tensors(WeightFile(file.name, str(path / name), file.sha256)).tensors
-    raise WeightFileError(f"controlnet.{file.name}: {path} holds no diffusion_pytorch_model.safetensors.")
+    if path.is_dir():
+        return read_folder(file, path)
+    tensors = read_tensors(file).tensors
+    return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)} or tensors
 
 
 def _find_config(file: WeightFile, config_folder: Path) -> dict[str, Any] | None:
@@ -160,7 +158,7 @@ def add_controls(
         if not any(scales):
             continue
         repeat = latents_NCHW.shape[0] // len(scales)
-        scale = torch.tensor(scales * repeat, dtype=torch.float32).to(latents_NCHW).view(-1, 1, 1, 1)
+        scale = torch.tensor(scales * repeat).to(latents_NCHW, non_blocking=True).view(-1, 1, 1, 1)
         picture = batch.picture_BCHW.repeat(repeat, 1, 1, 1)
         found, centre = batch.net(
             latents_NCHW,
@@ -186,9 +184,8 @@ def load_picture(control: Control, width: int, height: int) -> Tensor:
     if control.preprocessor not in PREPROCESSORS:
         raise ConfigError(f"preprocessor: there is no {control.preprocessor!r}. {did_you_mean(control.preprocessor, PREPROCESSORS)}")
     try:
-        with Image.open(control.image) as image:
-            picture = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    except OSError as error:
+        picture = open_picture(control.image).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    except ValueError as error:
         raise CellError(f"control image {control.image} cannot be read ({error}).") from error
     pixels = PREPROCESSORS[control.preprocessor](np.asarray(picture))
     return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).contiguous()

@@ -107,7 +107,8 @@ class _Shown:
     def set_step(self, when: tuple[int, int]) -> None:
         scales = weights_at(when, self.weights, self.windows)
         repeat = self.tokens_NTD.shape[0] // len(scales)
-        self.scale_N11 = torch.tensor(scales * repeat).to(self.tokens_NTD).view(-1, 1, 1) if any(scales) else None
+        scale = torch.tensor(scales * repeat).to(self.tokens_NTD, non_blocking=True) if any(scales) else None
+        self.scale_N11 = None if scale is None else scale.view(-1, 1, 1)
 
 
 class IpAdapterStack:

@@ -143,7 +143,7 @@ class _Rows:
 
     def __init__(self, found: Sequence[tuple[int, Tensor]], like: Tensor) -> None:
         self.layout: Layout = tuple(index for index, _ in found)
-        self.values = torch.stack([vector for _, vector in found]).to(like)
+        self.values = torch.stack([vector.to(like) for _, vector in found])
 
     def total(self, scales: _Scales) -> Tensor:
         """[B, width]."""
@@ -162,8 +162,9 @@ class _LayerHook:
         low = [(index, term) for index, term in terms if isinstance(term, LowRank)]
         self.scales = scales
         self.layout: Layout = tuple(index for index, term in low for _ in range(term.down.shape[0]))
-        self.down = torch.cat([term.down for _, term in low]).to(weight) if low else None
-        self.up = torch.cat([term.up.flatten(1) for _, term in low], dim=1).to(weight) if low else None
+        # What is computed from the weight is on its device, what a file holds is not.
+        self.down = torch.cat([term.down.to(weight) for _, term in low]) if low else None
+        self.up = torch.cat([term.up.flatten(1).to(weight) for _, term in low], dim=1) if low else None
         self.whole: list[tuple[Layout, Term]] = [((index,), _like(term, weight)) for index, term in terms if _is_whole(term)]
         self.outputs = _rows([(index, term.factor) for index, term in terms if isinstance(term, OutputScale)], weight)
         self.inputs = _rows([(index, term.factor) for index, term in terms if isinstance(term, InputScale)], weight)

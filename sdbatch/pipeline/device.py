@@ -63,6 +63,7 @@ class Device:
         if not torch.cuda.is_available():
             built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a CPU build"
             raise DeviceError(f"memory.device={name}: torch {torch.__version__} {built} and finds no GPU. `sdbatch doctor` says more.")
+        self.torch = torch.device("cuda", self.torch.index or 0)
         torch.cuda.set_device(self.torch)
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
@@ -140,7 +141,7 @@ class Device:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else "no memory left"
+                reason = str(error).splitlines()[0].rstrip(".") if str(error) else "no memory left"
             # Here the failed call's frames are gone, so that their tensors can be freed.
             self.settle()
             gc.collect()

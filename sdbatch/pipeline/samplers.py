@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 from torch import Tensor
 
 from sdbatch.cell import Sampler
@@ -55,6 +56,8 @@ class Schedule:
 
     def step(self, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         """The latents after this step."""
+        if getattr(self.scheduler, "noise_sampler_seed", None) and self.scheduler.noise_sampler is None:
+            self.scheduler.noise_sampler = _noise_on_cpu(self.scheduler, latents)
         return self.scheduler.step(prediction, timestep, latents, **self.step_options, return_dict=False)[0]
 
 
@@ -129,6 +132,14 @@ def _timing(scheduler: Any, config: Mapping[str, Any], draw: Draw) -> dict[str, 
         slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
         timing["mu"] = draw.image_tokens * slope + config["base_shift"] - slope * config["base_image_seq_len"]
     return timing
+
+
+def _noise_on_cpu(scheduler: Any, latents: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """DPM++ SDE's noise as the scheduler would build it, but drawn on the CPU as all noise is: a GPU's generator gives other numbers."""
+    sigmas: Tensor = scheduler.sigmas
+    like = torch.zeros(latents.shape, dtype=latents.dtype)
+    draw: Any = BrownianTreeNoiseSampler(like, sigmas[sigmas > 0].min().item(), sigmas.max().item(), scheduler.noise_sampler_seed)
+    return lambda sigma, sigma_next: draw(sigma, sigma_next).to(latents.device)
 
 
 @lru_cache(maxsize=16)
