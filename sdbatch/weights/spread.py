@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,7 +58,8 @@ def _map_by_processes(work: Callable[[Path], _Found], paths: Sequence[Path], cou
             reader, writer = Pipe(duplex=False)
             readers.append(reader)
             processes.append(context.Process(target=_work_off, args=(work, paths[first::count], writer, readers), daemon=True))
-            processes[-1].start()
+            with _without_interrupts():  # one that comes while it begins is ours alone to answer
+                processes[-1].start()
             writer.close()
         for place, path in enumerate(paths):
             try:
@@ -73,10 +74,20 @@ def _map_by_processes(work: Callable[[Path], _Found], paths: Sequence[Path], cou
             process.join()
 
 
+@contextmanager
+def _without_interrupts() -> Generator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work_off(
     work: Callable[[Path], object], paths: Sequence[Path], writer: Connection[Any, Any], inherited: Sequence[Connection[Any, Any]]
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for reader in inherited:
         reader.close()
     # Who does not listen any more has been stopped, by Ctrl-C or worse.

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,18 +104,31 @@ for _ in spread.map_files(work, [Path(str(n)) for n in range(10_000)]):
 """
 
 
-def test_ctrl_c_ends_all_of_it_without_a_word_from_the_others(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _ENDLESS]
+_LATE = """
+import os, signal, time
+honest = signal.signal
+def late(*given):
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(0.5)
+    honest(*given)
+signal.signal = late
+"""
+"""Its processes tell that they have begun, and come to ignore Ctrl-C only then."""
+
+
+@pytest.mark.parametrize("script", [_ENDLESS, _LATE + _ENDLESS], ids=["at work", "beginning"])
+def test_ctrl_c_ends_all_of_it_without_a_word_from_the_others(script: str) -> None:
+    command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        pids = {int(process.stdout.readline()) for _ in range(12)}
+        pids: set[int] = set()
+        while len(pids) < 2:
+            pids.add(int(process.stdout.readline()))
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         said = process.stderr.read()
     assert process.returncode == -signal.SIGINT
-    assert said.count("Traceback") == 1  # the script's own: it is one that does not catch KeyboardInterrupt
-    assert len(pids) == 2
-    time.sleep(0.1)
+    assert said.count("Traceback") == 1, said  # the script's own: it is one that does not catch KeyboardInterrupt
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
