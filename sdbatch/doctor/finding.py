@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Site:
     """The composed configuration; None when it cannot be composed, which is a finding of its own."""
     launcher: str = "local"
     """Name of the launcher that the configuration chooses."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Of that launcher, such as `partition`."""
 
     def get(self, group: str, key: str) -> Any:
         """A value of the configuration; None when there is none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import urllib.error
@@ -17,6 +16,8 @@ from urllib.parse import urlsplit
 
 from sdbatch.doctor.finding import Finding, Site, fault, ok, warning
 from sdbatch.doctor.library import version_of
+from sdbatch.errors import ConfigError
+from sdbatch.run.launchers import ray
 from sdbatch.tracking.store import file_system_notice
 from sdbatch.tracking.target import Target, redact
 
@@ -31,7 +32,10 @@ def check_slurm(site: Site) -> Iterator[Finding]:
         if site.launcher == "slurm":
             yield fault("engine.slurm", "hydra/launcher=slurm, and there is no sbatch here", "Run on a login node, or load its module.")
         return
+    if site.launcher == "slurm" and version_of("submitit") is None:
+        yield fault("engine.slurm", "hydra/launcher=slurm, and submitit is not installed", "pip install 'sdbatch[slurm]'")
     try:
+        partitions = _ask("sinfo", "--noheader", "--format=%R").split()
         nodes = _ask("sinfo", "--noheader", "--Node", "--format=%N %T")
         _ask("squeue", "--noheader", "--me", "--format=%i")
     except (OSError, subprocess.SubprocessError) as error:
@@ -43,6 +47,9 @@ def check_slurm(site: Site) -> Iterator[Finding]:
         yield say("engine.slurm", f"no node can take a job ({told or 'there are none'})", "Ask who runs the cluster.")
     else:
         yield ok("engine.slurm", f"Slurm answers; nodes: {told}")
+    if (asked := site.options.get("partition")) and not set(str(asked).split(",")) <= set(partitions):
+        todo = f"Choose of: {', '.join(partitions)}."
+        yield fault("engine.slurm", f"hydra.launcher.partition={asked}: there is no such partition", todo)
 
 
 def _ask(*command: str) -> str:
@@ -59,20 +66,27 @@ def _reason(error: Exception) -> str:
 
 
 def check_ray(site: Site) -> Iterator[Finding]:
-    """Whether Ray's head answers, where one is named."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    if site.launcher == "ray" and version_of("ray") is None:
-        yield fault("engine.ray", "hydra/launcher=ray, and ray is not installed", "pip install ray")
+    """Whether Ray's head answers, where one is named or Ray is to make the images."""
+    is_wanted = site.launcher == "ray"
+    if is_wanted and version_of("ray") is None:
+        yield fault("engine.ray", "hydra/launcher=ray, and ray is not installed", "pip install 'sdbatch[ray]'")
         return
-    if not address or address in ("auto", "local"):
-        return
-    host, _, port = address.rpartition("://")[2].partition(":")
+    address = ray.resolve(str(site.options.get("address", "auto")))
     try:
-        with socket.create_connection((host, int(port or 6379)), timeout=PATIENCE_S):
-            yield ok("engine.ray", f"{address} answers")
-    except (OSError, ValueError) as error:
-        say = fault if site.launcher == "ray" else warning
-        yield say("engine.ray", f"RAY_ADDRESS={address} does not answer: {error}", "Start the cluster (`ray start --head`), or unset it.")
+        ray.knock(address)
+    except ConfigError as error:
+        if is_wanted or "RAY_ADDRESS" in os.environ:
+            found, _, todo = str(error).partition("). ")
+            yield (fault if is_wanted else warning)(
+                "engine.ray", f"{found})" if todo else found, todo or "Unset RAY_ADDRESS, or correct it."
+            )
+        return
+    if address != "auto":
+        yield ok("engine.ray", f"{address} answers")
+    elif is_wanted:
+        yield fault(
+            "engine.ray", "hydra/launcher=ray, and no Ray runs on this machine", "`ray start --head`, or hydra.launcher.address=HOST:PORT."
+        )
 
 
 def check_mlflow(site: Site) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ def follow(folder: SweepFolder, before: int, watcher: Watcher, by_engine: bool =
         for number, handler in previous.items():
             signal.signal(number, handler)
     if tally.signal_number:
-        watcher.note("The workers go on without this process.")
+        watcher.note(f"The workers go on without this process: sdbatch status {folder.path} --watch, or sdbatch stop {folder.path}.")
     return tally
 
 

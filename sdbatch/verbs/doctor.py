@@ -42,4 +42,5 @@ def _compose(folder: Path | None, given: Sequence[str]) -> tuple[Site, Finding]:
         return Site(folder or Path("outputs")), fault("config", redact(str(error)), "Nothing runs before that is right.")
     plain = composed.plain
     own = folder or Path(plain["out"] or plain["paths"]["outputs"]).expanduser()
-    return Site(own, plain, str((composed.hydra.get("launcher") or {}).get("name"))), ok("config", "composes")
+    launcher = composed.hydra.get("launcher") or {}
+    return Site(own, plain, str(launcher.get("name")), launcher), ok("config", "composes")

@@ -23,7 +23,7 @@ def test_what_is_wrong_is_told_with_what_to_do_and_exit_1(workspace: Path, sdbat
     (workspace / "file").write_text("")
     done = sdbatch("doctor", "file/sweeps", "stpes=3")
     assert done.returncode == 1
-    assert "Did you mean steps?" in done.stdout
+    assert "Did you mean steps" in done.stdout
     assert "file is a file" in done.stdout
     assert "lora=page" in done.stdout and "HTML page" in done.stdout
     assert "2 faults" in done.stdout

@@ -14,6 +14,7 @@ import pytest
 
 from sdbatch.doctor import device, reach, table
 from sdbatch.doctor.finding import Finding, Level, Site, ok
+from sdbatch.run.launchers import ray
 from tests.tracking.server import free_port
 
 
@@ -37,8 +38,9 @@ def levels(findings: Iterable[Finding]) -> dict[str, Level]:
     return {finding.check: finding.level for finding in findings}
 
 
-def site(launcher: str = "local", **tracking: str) -> Site:
-    return Site(Path("outputs"), {"tracking": {"backend": "mlflow", **tracking}, "memory": {"device": "auto"}}, launcher)
+def site(launcher: str = "local", options: dict[str, str] | None = None, **tracking: str) -> Site:
+    config = {"tracking": {"backend": "mlflow", **tracking}, "memory": {"device": "auto"}}
+    return Site(Path("outputs"), config, launcher, options or {})
 
 
 CARD = "0, NVIDIA H100, {driver}, 81559, {used}, {mode}, {errors}"
@@ -117,8 +119,27 @@ def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as head:
         monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{head.getsockname()[1]}")
         assert levels(reach.check_ray(site())) == {"engine.ray": Level.ok}
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.delenv("RAY_ADDRESS")
+        assert levels(reach.check_ray(site("ray", {"address": address}))) == {"engine.ray": Level.ok}
+    assert levels(reach.check_ray(site("ray", {"address": address}))) == {"engine.ray": Level.fault}
+    monkeypatch.setattr(ray, "resolve", str)
+    assert levels(reach.check_ray(site("ray"))) == {"engine.ray": Level.fault}
+    assert levels(reach.check_ray(site())) == {}
+
+
+def test_a_ray_address_of_the_environment_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     assert levels(reach.check_ray(site())) == {"engine.ray": Level.warning}
+
+
+def test_a_partition_that_is_not_there_is_told(programs: Path) -> None:
+    program(programs, "sbatch", "exit 0")
+    program(programs, "squeue", "exit 0")
+    program(programs, "sinfo", 'case "$*" in *%R*) echo low; echo high;; *) echo "n1 idle";; esac')
+    assert [finding.level for finding in reach.check_slurm(site("slurm", {"partition": "low,high"}))] == [Level.ok]
+    found = list(reach.check_slurm(site("slurm", {"partition": "nope"})))
+    assert (found[-1].level, found[-1].todo) == (Level.fault, "Choose of: low, high.")
 
 
 class Answer(BaseHTTPRequestHandler):

@@ -118,14 +118,22 @@ def test_what_ray_is_asked_for() -> None:
 def test_where_a_ray_head_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert ray.endpoint("auto") is None
+    nodes: set[str] = set()
+    monkeypatch.setattr(ray, "_raylets", lambda: set(nodes))
+    assert ray.resolve("auto") == "auto"
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray/ray_current_cluster").write_text("10.0.0.1:6379")
-    assert ray.endpoint("auto") == ("10.0.0.1", 6379)
+    assert ray.resolve("auto") == "10.0.0.1:6379"
+    nodes.add("10.0.0.2:6379")
+    assert ray.resolve("auto") == "10.0.0.2:6379"
+    nodes.add("10.0.0.3:6379")
+    assert ray.resolve("auto") == "10.0.0.1:6379"
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    assert ray.endpoint("auto") == ("head", 10001)
-    with pytest.raises(ConfigError, match=r"hydra\.launcher\.address=head: give HOST:PORT"):
-        ray.endpoint("head")
+    assert ray.resolve("auto") == "ray://head:10001"
+    assert ray.resolve("head:6379") == "head:6379"
+    for wrong in ("head", ":6379", "head:x"):
+        with pytest.raises(ConfigError, match=rf"hydra\.launcher\.address={wrong}: give HOST:PORT"):
+            ray.knock(wrong)
 
 
 def test_a_head_that_is_gone_is_told_at_once() -> None:

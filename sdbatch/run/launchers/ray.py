@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -96,12 +97,13 @@ def submit(folder: SweepFolder, launcher: RayLauncher) -> Submission:
         "environment": {name: value for name, value in os.environ.items() if name.startswith(TRAVELLING)} | variables,
     }
     name = f"{folder.path.absolute()} {time.time_ns()}"
-    if not _ask(_start, launcher.address, ANSWER_S, name=name, fleet=fleet, runtime_env=runtime_env):
+    address = resolve(launcher.address)
+    if not _ask(_start, address, ANSWER_S, name=name, fleet=fleet, runtime_env=runtime_env):
         wanted = ", ".join(f"{key}={value:g}" for key, value in _resources(options).items() if value)
         sys.stderr.write(
             f"warning: no node of the cluster has {wanted} for a worker now; they wait for one that has (hydra.launcher.*_per_worker).\n"
         )
-    return Submission("ray", name, launcher.workers, launcher.address)
+    return Submission("ray", name, launcher.workers, address)
 
 
 def task_options(launcher: RayLauncher) -> dict[str, Any]:
@@ -130,30 +132,40 @@ def stop(submission: Submission) -> None:
     _ask(_stop, submission.address or "auto", ANSWER_S, name=submission.job)
 
 
-def endpoint(address: str) -> tuple[str, int] | None:
-    """Host and port of the head that an address means; None when only Ray can tell. Raises ConfigError for one that is none."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "auto")
-    if address == "auto":
-        # Kept by `ray start`, also when its cluster has ended without a word.
+def resolve(address: str) -> str:
+    """The address that `auto` stands for, as Ray finds it; `auto` when only Ray can tell."""
+    if address != "auto":
+        return address
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    if len(found := _raylets()) == 1:
+        return found.pop()
+    with suppress(OSError):
+        # Kept by `ray start`, also when its cluster has ended since.
+        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray/ray_current_cluster").read_text().strip()
+    return address
+
+
+def _raylets() -> set[str]:
+    """The heads that this machine's nodes belong to."""
+    found: set[str] = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            address = (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray/ray_current_cluster").read_text().strip()
-    if address == "auto":
-        return None
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"hydra.launcher.address={address}: give HOST:PORT of the head, such as 10.0.0.1:6379, or auto.")
-    return host.strip("[]"), int(port)
+            found.update(re.findall(r"--gcs-address=([^\0 ]+)", path.read_text(errors="replace")))
+    return found
 
 
 def knock(address: str) -> None:
-    """Raises ConfigError when nothing listens where the head should be."""
-    if (place := endpoint(address)) is None:
+    """Raises ConfigError when nothing listens where the head should be, or when that is no address."""
+    if address == "auto":
         return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"hydra.launcher.address={address}: give HOST:PORT of the head, such as 10.0.0.1:6379, or auto.")
     try:
-        socket.create_connection(place, KNOCK_S).close()
-    except OSError as error:
-        raise ConfigError(_silence(address, f"{place[0]}:{place[1]}: {error.strerror or error}")) from None
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(_silence(address, getattr(error, "strerror", None) or str(error))) from None
 
 
 def _silence(address: str, reason: str) -> str:
