@@ -28,7 +28,7 @@ TURN = "tracking-"
 
 def start_tracking(folder: SweepFolder, settings: Settings, uri: str | None, *, running: bool = False) -> subprocess.Popen[bytes]:
     """Start a projection. mlflow's import and a slow server cost the caller nothing."""
-    command = [sys.executable, "-m", "sdbatch", "track", str(folder.path), f"experiment={settings.experiment}"]
+    command = [sys.executable, "-P", "-m", "sdbatch", "track", str(folder.path), f"experiment={settings.experiment}"]
     if running:
         command.append("running=true")
     # By the environment: a password in the URI must not show in the list of processes.

@@ -132,6 +132,7 @@ class Supervisor:
         device = "cuda" if place.device.startswith("cuda:") else place.device
         command = [
             sys.executable,
+            "-P",  # no file of the working directory takes the place of a module
             "-m",
             "sdbatch",
             "worker",

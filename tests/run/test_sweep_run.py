@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,16 @@ def rows(folder: Path) -> list[dict[str, object]]:
     return sorted(
         ({key: value for key, value in row.items() if key not in volatile} for row in found), key=lambda row: str(row["image_id"])
     )
+
+
+def test_files_of_the_working_directory_take_no_module_s_place(workspace: Path) -> None:
+    for name in ("pyarrow", "mlflow", "random"):
+        (workspace / f"{name}.py").write_text("raise SystemExit('a file of the user')\n")
+    command = [sys.executable, "-P", "-m", "sdbatch", *BASE, "engine=rehearsal", "out=sweep", "seed=1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert "1 image made" in done.stdout, done.stdout + done.stderr
+    assert "1 image in 1 run" in done.stdout
 
 
 def test_a_sweep_is_made_once_and_extended_by_what_is_missing(workspace: Path, sdbatch: Sdbatch) -> None:

@@ -31,8 +31,8 @@ class Share:
 
 
 def worker_command(python: Sequence[str], out: Path, share: Share, more: Sequence[str] = ()) -> list[str]:
-    """`python -m sdbatch worker OUT ...`, by the folder's full path."""
-    return [*python, "-m", "sdbatch", "worker", str(out.absolute()), *share.words, *more]
+    """`python -P -m sdbatch worker OUT ...`, by the folder's full path. With -P no file lying there takes the place of a module."""
+    return [*python, "-P", "-m", "sdbatch", "worker", str(out.absolute()), *share.words, *more]
 
 
 @dataclass(frozen=True)
