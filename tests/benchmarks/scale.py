@@ -1,4 +1,4 @@
-"""Whether coordination keeps up with a cluster: claims, commits, status and resume of a million cells.
+"""Whether coordination keeps up with a cluster: claims, commits, status, resume and compaction of a million cells.
 
 python -m tests.benchmarks.scale [--cells 1000000] [--workers 200] [--keep FOLDER]
 
@@ -9,6 +9,7 @@ folders are the real ones; only the pictures are not: each is the same small PNG
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import itertools
 import json
@@ -86,7 +87,7 @@ class Maker:
         cell = self.plan.shard(0)[0]
         picture = RehearsalEngine().start([cell], lambda done, total: None).finish()[0]
         self.png = png_of(cell, picture.pixels, None)
-        row = row_of(picture, ImageFile("x", len(self.png), "ab" * 32), Origin("scale", "w"))
+        row = row_of(picture, ImageFile("x", len(self.png), hashlib.sha256(self.png).hexdigest()), Origin("scale", "w"))
         self.row = table_of([row | {"image_offset": 0}])
         keys = list(self.plan.iter_keys())
         self.shards = np.concatenate([shards for _, shards, _ in keys])
@@ -269,19 +270,30 @@ told = [ending.done, ending.cells]
 """
 
 
+COMPACT = """
+from sdbatch.results.compact import compact
+from sdbatch.results.folder import SweepFolder
+told = str(compact(SweepFolder(sys.argv[1])))
+"""
+
+
+def measure_verb(folder: SweepFolder, name: str, body: str) -> None:
+    """What a verb takes in a process of its own, as a user has it."""
+    done = subprocess.run([sys.executable, "-c", READ.format(body=body), str(folder.path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    wall_s, cpu_s, peak_mb, told = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name}: {wall_s:.2f} s, {cpu_s:.2f} s CPU, {peak_mb:.0f} MB at the peak: {told}", flush=True)
+
+
 def measure_readers(folder: SweepFolder) -> None:
-    """Status and resume, each in a process of its own, as a user has it."""
+    """Status and resume, which rewrite nothing."""
+    before = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
     for name, body in (("status", STATUS), ("resume of the finished sweep", RESUME)):
-        before = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
         for temperature in ("first", "again"):
-            code = READ.format(body=body)
-            done = subprocess.run([sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            wall_s, cpu_s, peak_mb, told = json.loads(done.stdout.splitlines()[-1])
-            print(f"{name} ({temperature}): {wall_s:.2f} s, {cpu_s:.2f} s CPU, {peak_mb:.0f} MB at the peak: {told}", flush=True)
-        after = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
-        assert before == after, f"{name} rewrote something"
+            measure_verb(folder, f"{name} ({temperature})", body)
+    after = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
+    assert before == after, "something was rewritten"
 
 
 def main() -> None:
@@ -299,6 +311,8 @@ def main() -> None:
             measure_alone(SweepFolder(Path(scratch) / "alone"))
             measure_sweep(folder, asked.cells, asked.workers)
         measure_readers(folder)
+        measure_verb(folder, "compact", COMPACT)
+        measure_verb(folder, "status of the compacted sweep", STATUS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from sdbatch.errors import FolderError
 from sdbatch.results.commit import part_bytes, publish_rows
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.ids import texts_of
-from sdbatch.results.reader import committed, damage_of, iter_rows, load_rows
+from sdbatch.results.reader import committed, damage_of, iter_rows, load_rows, read_index
 from sdbatch.results.row import failed_row
 from sdbatch.results.schema import SCHEMA
 from sdbatch.results.upkeep import drop_rows, merge_parts, recover
@@ -150,3 +151,24 @@ def test_two_hundred_thousand_rows_are_read_in_little_time_and_memory(folder: Sw
     assert len(state.faulty) == rows == 10 * count
     assert peak < 60e6, f"{peak / 1e6:.0f} MB held; all prompts are 100 MB"
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_an_index_takes_few_bytes_a_row_and_no_row_is_read(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, look: bool) -> None:
+    """So a sweep of a hundred million images is looked at, resumed and tracked in a few gigabytes."""
+    parts, count = 400, 250
+    for number in range(parts):
+        ids = pa.array([f"{number * count + row:032x}" for row in range(count)])
+        images = pa.array([f"blocks/{number:06d}-00000.tar/{image_id}.png" for image_id in ids.to_pylist()])
+        table = pa.table({"image_id": ids, "status": pa.array(["ok"] * count), "image": images})
+        folder.part(number, 0).write_bytes(part_bytes(table))
+    monkeypatch.setattr("sdbatch.results.reader.read_part", None)
+    monkeypatch.setattr("sdbatch.results.presence.size_if_whole", lambda path: 1)  # pyright: ignore[reportUnknownLambdaType]
+    tracemalloc.start()
+    try:
+        index = read_index(folder, look=look)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(index) == parts * count and not index.lost
+    assert peak_bytes / len(index) < 100, f"{peak_bytes / len(index):.0f} bytes a row"
