@@ -27,7 +27,7 @@ sdbatch turns Stable Diffusion sweeps into configuration.
 """
 
 FOOT = """\
-`sdbatch VERB --help` tells of a verb, `sdbatch --cfg job` prints the composed configuration, `-cd FOLDER -cn JOB` runs a job file.
+`sdbatch VERB --help` tells of a verb, `sdbatch --cfg job` prints the composed configuration.
 Complete options in bash or zsh: eval "$(sdbatch -sc install=bash)"; in fish: sdbatch -sc install=fish | source
 """
 
@@ -68,7 +68,8 @@ def _help(composer: Composer, overrides: list[str]) -> str:
     plain = composer.compose(overrides).plain
     lines += ["", "Keys (as they are set now), and those of groups, such as lora.style_a.weight=0.5:"]
     lines += _key_lines([key._replace(default=_spelled(plain[key.path])) for key in plain_keys()])
-    return "\n".join([*lines, "", FOOT])
+    jobs = ", ".join(job for job in composer.jobs() if job != "config")
+    return "\n".join([*lines, "", f"Jobs (`sdbatch -cn JOB`; your own with `-cd FOLDER -cn JOB`): {jobs}", "", FOOT])
 
 
 def _spelled(value: object) -> str:
