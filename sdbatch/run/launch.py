@@ -32,7 +32,7 @@ from sdbatch.run.prepare import Job
 from sdbatch.run.projecting import Projecting
 from sdbatch.run.room import find_shortage
 from sdbatch.run.settings import Settings
-from sdbatch.run.settle import check_files, open_claims, seconds_since_begun, settle, take_up
+from sdbatch.run.settle import check_files, open_claims, seconds_since_begun, settle, take_up, tell_versions
 from sdbatch.run.supervisor import Supervisor, Tally
 from sdbatch.tracking.target import MASK
 
@@ -50,6 +50,7 @@ def run_job(job: Job) -> Ending:
     folder.create()
     with folder.lock():
         state = take_up(folder)
+        tell_versions(folder)
         settle(folder, job, state)
         _warn_of_room(folder, job, state)
         return _launch(folder, job.settings, job.settings.tracking_uri, state)
@@ -73,6 +74,7 @@ def resume(path: Path, uri: str | None = None, launcher: Mapping[str, Any] | Non
             kept = {} if "name" in launcher else settings.launcher
             settings = replace(settings, launcher={**kept, **launcher})
         _check(settings)
+        tell_versions(folder)
         return _launch(folder, settings, uri or settings.tracking_uri, take_up(folder))
 
 

@@ -28,6 +28,9 @@ from sdbatch.weights.hashes import Hasher
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pyarrow", "mlflow", "hydra-core")
 
+MAKERS = ("sdbatch", "torch", "diffusers", "transformers", "numpy", "pillow")
+"""Of these the ones whose version may change an image."""
+
 BEGAN, NOW = "began", "now"
 """Files among the claims: the time of one is when work was opened."""
 
@@ -111,6 +114,16 @@ def check_files(plan: PlanFile) -> None:
 def versions() -> dict[str, str]:
     """Versions of sdbatch, Python and the libraries that make and store the images."""
     return {"sdbatch": __version__, "python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def tell_versions(folder: SweepFolder) -> None:
+    """Tell whoever goes on with a sweep under other versions than it was begun with, and record these. Rows have their own."""
+    about, now = folder.read_about(), versions()
+    begun: dict[str, str] = about.get("versions", {})
+    changed = [f"{name} {begun[name]}, now {now[name]}" for name in MAKERS if begun.get(name, now[name]) != now[name]]
+    if changed:
+        sys.stderr.write(f"{folder.path}: was begun with {'; '.join(changed)}. Images made from now on may differ in single bits.\n")
+        folder.write_about({**about, "versions": now})
 
 
 def redacted(settings: Settings) -> dict[str, Any]:

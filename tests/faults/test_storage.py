@@ -248,6 +248,19 @@ def test_other_settings_into_the_same_folder_add_and_never_mix(tmp_path: Path, c
     assert "nothing to do" in again.told
 
 
+@pytest.mark.parametrize("again", [("resume", "sweep"), (*SWEEP, "out=sweep")], ids=["resume", "the same command"])
+def test_another_version_goes_on_and_says_so(tmp_path: Path, clean: Path, again: tuple[str, ...]) -> None:
+    folder = SweepFolder(shutil.copytree(clean, tmp_path / "sweep"))
+    about = folder.read_about()
+    folder.write_about({**about, "versions": {**about["versions"], "torch": "1.0", "mlflow": "1.0"}})
+    sorted(folder.images.glob("*.png"))[0].unlink()
+    ended = run(tmp_path, *again)
+    assert re.search(r"sweep: was begun with torch 1\.0, now \S+\. Images made from now on may differ", ended.errors), ended.errors
+    assert folder.read_about()["versions"] == about["versions"]
+    check_whole(folder.path, clean, ended)
+    assert "begun with" not in run(tmp_path, *again).errors
+
+
 def test_a_second_run_on_a_folder_is_refused_until_the_first_is_gone(tmp_path: Path, clean_slow: Path) -> None:
     first = start(tmp_path, *SLOW, "out=sweep")
     until(lambda: list((tmp_path / "sweep/rows").glob("part-*")))
