@@ -15,7 +15,7 @@ import pytest
 
 from sdbatch.cell import Cell, Recipe
 from sdbatch.config.arguments import read_arguments
-from sdbatch.errors import WeightFileError
+from sdbatch.errors import DeviceError, WeightFileError
 from sdbatch.pipeline.rehearsal import RehearsalEngine
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.block import ImageReader
@@ -23,6 +23,7 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import committed, load_rows
 from sdbatch.results.schema import SCHEMA, VOLATILE
 from sdbatch.results.verify import verify
+from sdbatch.run import worker
 from sdbatch.run.batch import block_cells, cut_blocks
 from sdbatch.run.claim import Claims
 from sdbatch.run.device import Place
@@ -209,3 +210,18 @@ def test_keys_of_the_plan_are_its_cells(begin: Callable[..., SweepFolder]) -> No
     ids, shards, recipes = next(plan.iter_keys())
     assert len(ids) == 80 and shards.tolist() == sorted(shards.tolist()) and set(recipes.tolist()) == {0, 1}
     assert plan.shard_recipes().tolist() == [0, 0, 1, 1]
+
+
+def test_a_device_that_cannot_be_used_fails_no_cell(begin: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, heard = begin("sweep", "seed=range(0,4)"), io.StringIO()
+
+    def refuse(*asked: object) -> None:
+        raise DeviceError("memory.device=cuda: torch finds no GPU.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "build_engine", refuse)
+        assert Worker(folder, Place(), Reporter(heard)).run() == 1
+    assert "torch finds no GPU" in heard.getvalue()
+    assert not list(folder.rows.iterdir())
+    assert Worker(folder, Place(), Reporter(heard)).run() == 0
+    assert len(committed(folder).done) == 4
