@@ -10,6 +10,7 @@ from typing import Any
 from sdbatch.errors import SdbatchError
 from sdbatch.verbs.records import FORMS, write_records
 from sdbatch.verbs.words import Option, read_names
+from sdbatch.weights.header import shown
 
 OPTIONS = {**FORMS, "hash": Option("true", "SHA-256, AutoV2, AutoV3 and A1111's short hash, which read the whole file")}
 HIDDEN = ("blocks", "metadata", "path", "name", "size")
@@ -37,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def to_text(record: dict[str, Any]) -> str:
     """A record as lines; what is unknown is left out."""
-    shown = {key: value for key, value in record.items() if key not in HIDDEN and value not in (None, [], {}, "", False)}
-    width = max(len(key) for key in shown)
-    lines = [f"  {key.ljust(width)}  {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in shown.items()]
-    return "\n".join([str(record["path"]), *lines, *_block_lines(record["blocks"])]) + "\n"
+    facts = {key: value for key, value in record.items() if key not in HIDDEN and value not in (None, [], {}, "", False)}
+    width = max(len(key) for key in facts)
+    lines = [f"  {key.ljust(width)}  {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in facts.items()]
+    return "\n".join([shown(record["path"]), *lines, *_block_lines(record["blocks"])]) + "\n"
 
 
 def _block_lines(blocks: Sequence[dict[str, Any]]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.verbs.records import FORMS, write_records
 from sdbatch.verbs.words import MODELS, model_folders, read_names
+from sdbatch.weights.header import shown
 
 OPTIONS = {**FORMS, **MODELS}
 
@@ -37,12 +38,13 @@ PUT_THEM = "Put them into models/checkpoints, models/loras, ..., or run `sdbatch
 
 def to_text(records: Sequence[dict[str, Any]]) -> str:
     """Option, what it is, and where, in aligned columns."""
-    return to_columns([(record["option"], record["fault"] or describe_record(record), record["path"]) for record in records])
+    return to_columns([(record["option"], record["fault"] or describe_record(record), shown(record["path"])) for record in records])
 
 
 def describe_record(record: dict[str, Any]) -> str:
     """What a file is, in a few words with its size in numbers."""
-    numbers = f"{record['parameters'] / 1e6:.1f} M" if record["parameters"] else ""
+    count = record["parameters"]
+    numbers = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} k" if count else ""
     told = ("base", "vae", "lora")
     kinds = [word for word in (record["variant"], record["algorithm"]) if word and word not in told and word not in record["summary"]]
     return ", ".join(word for word in (record["summary"], *kinds, numbers, record["dtype"]) if word)

@@ -15,7 +15,7 @@ _ARTICLED = {
     "vae": "a VAE",
     "text_encoder": "a text encoder",
     "checkpoint": "a checkpoint",
-    "denoiser": "a UNet or transformer without VAE and text encoder",
+    "denoiser": "a UNet without VAE and text encoder",
     "upscaler": "an upscaler",
     "image_encoder": "an image encoder",
     "motion_module": "a motion module",
@@ -26,6 +26,8 @@ _ARTICLED = {
 def describe(identity: Identity) -> str:
     """What a file is, in a few words: `a LoRA for SDXL (2048-wide cross-attention)`."""
     words = _ARTICLED[identity.kind]
+    if "transformer" in identity.parts:
+        words = words.replace("UNet", "transformer")
     if identity.family:
         words += f" for {_whose(identity)}"
     if detail := _describe_numbers(identity):

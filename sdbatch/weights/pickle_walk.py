@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sdbatch.weights.header import FlawError, shown
 
@@ -110,6 +110,14 @@ class Walker:
         for key, value in zip(items[::2], items[1::2], strict=True):
             into[_check_key(key)] = value
 
+    def extend(self, items: list[Any]) -> None:
+        """More items for the list on top of the stack; what a call would have made does not exist, so nothing is added to it."""
+        target: Any = self.stack[-1]
+        if isinstance(target, list):
+            cast(list[Any], target).extend(items)
+        elif not isinstance(target, Call):
+            raise TypeError
+
     def take_line(self) -> str:
         """Text up to the next newline."""
         end = self.data.index(b"\n", self.position, self.position + 1000)
@@ -133,11 +141,6 @@ def _check_key(key: Any) -> Any:
     raise TypeError
 
 
-def _op_stack_global(walker: Walker) -> None:
-    name, module = walker.stack.pop(), walker.stack.pop()
-    walker.push_import(module, name)
-
-
 def _op_inst(walker: Walker) -> None:
     module, name = walker.take_line(), walker.take_line()
     arguments = walker.pop_marked()
@@ -150,42 +153,9 @@ def _op_obj(walker: Walker) -> None:
     walker.stack.append(Call(function, tuple(arguments)))
 
 
-def _op_reduce(walker: Walker) -> None:
-    arguments, function = walker.stack.pop(), walker.stack.pop()
-    walker.stack.append(Call(function, arguments))
-
-
-def _op_newobj_ex(walker: Walker) -> None:
-    walker.stack.pop()
-    _op_reduce(walker)
-
-
 def _op_mark(walker: Walker) -> None:
     walker.marked.append(walker.stack)
     walker.stack = []
-
-
-def _op_setitem(walker: Walker) -> None:
-    value, key = walker.stack.pop(), walker.stack.pop()
-    walker.store_items([key, value])
-
-
-def _op_append(walker: Walker) -> None:
-    item = walker.stack.pop()
-    _extend(walker.stack[-1], [item])
-
-
-def _op_appends(walker: Walker) -> None:
-    items = walker.pop_marked()
-    _extend(walker.stack[-1], items)
-
-
-def _extend(target: Any, items: list[Any]) -> None:
-    # Lists grow; what a call would have made does not exist, so nothing can be added to it.
-    if isinstance(target, list):
-        target.extend(items)
-    elif not isinstance(target, Call):
-        raise TypeError
 
 
 def _op_dict(walker: Walker) -> None:
@@ -238,7 +208,7 @@ def _op_binunicode(walker: Walker) -> None:
     end = start + _UINT4.unpack_from(walker.data, walker.position)[0]
     if end > len(walker.data):
         raise IndexError
-    walker.stack.append(walker.data[start:end].decode("utf-8", "surrogatepass"))
+    walker.stack.append(_utf8(walker.data[start:end]))
     walker.position = end
 
 
@@ -264,16 +234,17 @@ def _push(make: Callable[[Walker], Any]) -> Callable[[Walker], None]:
     return action
 
 
-def _text(width: int) -> Callable[[Walker], None]:
-    return _push(lambda walker: walker.take(walker.take_number(width)).decode("utf-8", "surrogatepass"))
+def _sized(width: int, decode: Callable[[bytes], Any] = bytes) -> Callable[[Walker], None]:
+    """Bytes whose count stands before them in so many bytes."""
+    return _push(lambda walker: decode(walker.take(walker.take_number(width))))
 
 
-def _bytes(width: int) -> Callable[[Walker], None]:
-    return _push(lambda walker: walker.take(walker.take_number(width)))
+def _utf8(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
 
 
-def _python2_text(width: int) -> Callable[[Walker], None]:
-    return _push(lambda walker: walker.take(walker.take_number(width)).decode("latin-1"))
+def _latin1(data: bytes) -> str:
+    return data.decode("latin-1")
 
 
 _STOP = ord(".")
@@ -301,15 +272,15 @@ OPERATIONS: dict[int, Callable[[Walker], Any]] = {
     0x8A: lambda walker: _op_long(walker, 1),
     0x8B: lambda walker: _op_long(walker, 4),
     ord("G"): _push(lambda walker: struct.unpack(">d", walker.take(8))[0]),
-    0x8C: _text(1),
+    0x8C: _sized(1, _utf8),
     ord("X"): _op_binunicode,
-    0x8D: _text(8),
-    ord("U"): _python2_text(1),
-    ord("T"): _python2_text(4),
-    ord("C"): _bytes(1),
-    ord("B"): _bytes(4),
-    0x8E: _bytes(8),
-    0x96: _bytes(8),  # BYTEARRAY8
+    0x8D: _sized(8, _utf8),
+    ord("U"): _sized(1, _latin1),
+    ord("T"): _sized(4, _latin1),
+    ord("C"): _sized(1),
+    ord("B"): _sized(4),
+    0x8E: _sized(8),
+    0x96: _sized(8),  # BYTEARRAY8
     # containers
     ord(")"): _push(lambda _: ()),
     0x85: _tuple_of(1),
@@ -318,23 +289,23 @@ OPERATIONS: dict[int, Callable[[Walker], Any]] = {
     ord("t"): _push(lambda walker: tuple(walker.pop_marked())),
     ord("]"): _push(lambda _: []),
     ord("l"): _push(lambda walker: walker.pop_marked()),
-    ord("a"): _op_append,
-    ord("e"): _op_appends,
+    ord("a"): lambda walker: walker.extend([walker.stack.pop()]),
+    ord("e"): lambda walker: walker.extend(walker.pop_marked()),
     ord("}"): _push(lambda _: {}),
     ord("d"): _op_dict,
-    ord("s"): _op_setitem,
+    ord("s"): lambda walker: walker.store_items([walker.stack.pop(-2), walker.stack.pop()]),
     ord("u"): lambda walker: walker.store_items(walker.pop_marked()),
     0x8F: _push(lambda _: []),  # EMPTY_SET: no order is needed here, a list will do
-    0x90: _op_appends,
+    0x90: lambda walker: walker.extend(walker.pop_marked()),
     0x91: _push(lambda walker: walker.pop_marked()),  # FROZENSET
     # imports and calls: described, not done
     ord("c"): lambda walker: walker.push_import(walker.take_line(), walker.take_line()),
-    0x93: _op_stack_global,
+    0x93: lambda walker: walker.push_import(walker.stack.pop(-2), walker.stack.pop()),
     ord("i"): _op_inst,
     ord("o"): _op_obj,
-    ord("R"): _op_reduce,
-    0x81: _op_reduce,  # NEWOBJ
-    0x92: _op_newobj_ex,
+    ord("R"): _push(lambda walker: Call(walker.stack.pop(-2), walker.stack.pop())),
+    0x81: _push(lambda walker: Call(walker.stack.pop(-2), walker.stack.pop())),  # NEWOBJ
+    0x92: _push(lambda walker: Call(walker.stack.pop(-3), [walker.stack.pop(-2), walker.stack.pop()])),  # NEWOBJ_EX: keywords too
     ord("b"): lambda walker: walker.stack.pop(),  # BUILD: the state of an object that is not made
     ord("Q"): _push(lambda walker: Persistent(walker.stack.pop())),
     0x82: _op_refuse_extension,

@@ -5,6 +5,8 @@ Each table is read top to bottom, the first row that matches is the answer. A ne
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sdbatch.weights.key import Rule
 
 LORA_SUFFIXES = (
@@ -15,6 +17,18 @@ LORA_SUFFIXES = (
     "_lora.down.weight$",  # diffusers' attention processors
     ".lora_linear_layer.down.weight$",
 )
+
+UPSCALER_RULES: tuple[Rule, ...] = (
+    Rule("esrgan", any=("^model.1.sub.0.RDB1.conv1.0.weight$", "RDB1.conv1.weight$", ".rdb1.conv1.weight$", "^RRDB_trunk.")),
+    Rule("swinir", any=("^layers.0.residual_group.blocks.0.attn.relative_position_bias_table$",)),
+    Rule("dat", any=("^layers.0.blocks.0.attn.temperature$",)),
+    Rule("span", any=("^block_1.c1_r.sk.weight$",)),
+    Rule("omnisr", any=("^residual_layer.0.",)),
+    Rule("plksr", any=("^feats.0.weight$", "^dblocks.0.")),
+    Rule("real-cugan", any=("^unet1.conv1.conv.0.weight$",)),
+    Rule("compact", all=("^body.0.weight$", "^body.1.weight$", "^body.2.weight$")),  # Real-ESRGAN's
+)
+"""Networks that enlarge pictures, of those that are run."""
 
 KIND_RULES: tuple[Rule, ...] = (
     Rule(
@@ -32,27 +46,8 @@ KIND_RULES: tuple[Rule, ...] = (
     Rule("embedding", any=("^emb_params$", "^string_to_param.", "^clip_l$", "^clip_g$", "^bundle_emb.")),
     Rule("hypernetwork", any=(".0.linear.0.weight$", ".0.linear1.weight$"), all=(".0.linear", ".1.linear"), none=("single_blocks.",)),
     Rule("motion_module", any=(".motion_modules.0.",), none=("conv_in.weight$", "input_blocks.0.0.weight$")),
-    Rule("upscaler", any=("^model.1.sub.0.RDB1.conv1.0.weight$", "RDB1.conv1.weight$", ".rdb1.conv1.weight$", "^RRDB_trunk.")),
-    Rule(
-        "upscaler",
-        any=(
-            ".residual_group.blocks.0.attn.relative_position_bias_table$",
-            "^layers.0.residual_group.",
-            "^layers.0.blocks.0.attn.temperature$",
-        ),
-    ),
-    Rule(
-        "upscaler",
-        any=(
-            "^block_1.c1_r.sk.weight$",
-            "^residual_layer.0.",
-            "^feats.0.weight$",
-            "^dblocks.0.",
-            "^to_feat.weight$",
-            "^unet1.conv1.conv.0.weight$",
-        ),
-    ),
-    Rule("upscaler", all=("^body.0.weight$", "^body.1.weight$", "^body.2.weight$")),  # Real-ESRGAN's compact networks
+    *(replace(rule, label="upscaler") for rule in UPSCALER_RULES),
+    Rule("upscaler", any=(".residual_group.blocks.0.attn.relative_position_bias_table$", "^layers.0.residual_group.", "^to_feat.weight$")),
 )
 """Kinds that are neither whole checkpoints nor one of their parts."""
 
@@ -66,17 +61,6 @@ LORA_ALGORITHMS: tuple[Rule, ...] = (
     Rule("locon", any=(".lora_mid.weight$",)),
     Rule("lora", any=LORA_SUFFIXES),
     Rule("full", any=(".diff$", ".diff_b$")),
-)
-
-UPSCALER_RULES: tuple[Rule, ...] = (
-    Rule("esrgan", any=("^model.1.sub.0.RDB1.conv1.0.weight$", "RDB1.conv1.weight$", ".rdb1.conv1.weight$", "^RRDB_trunk.")),
-    Rule("swinir", any=("^layers.0.residual_group.blocks.0.attn.relative_position_bias_table$",)),
-    Rule("dat", any=("^layers.0.blocks.0.attn.temperature$",)),
-    Rule("span", any=("^block_1.c1_r.sk.weight$",)),
-    Rule("omnisr", any=("^residual_layer.0.",)),
-    Rule("plksr", any=("^feats.0.weight$", "^dblocks.0.")),
-    Rule("real-cugan", any=("^unet1.conv1.conv.0.weight$",)),
-    Rule("compact", all=("^body.0.weight$", "^body.1.weight$", "^body.2.weight$")),
 )
 
 PART_RULES: tuple[Rule, ...] = (

@@ -62,6 +62,8 @@ def _describe_text(head: bytes) -> str | None:
         return "is an HTML page, not a weight file (login needed?). Download it again while logged in."
     if start.startswith(b'{"') or start.startswith(b"{\n"):
         return "is a JSON text (an error message of the server?), not a weight file. Download it again."
+    if head.isascii() and head.translate(None, b"\t\n\r").decode().isprintable():
+        return "is a text, not a weight file. Check what was downloaded."
     return None
 
 

@@ -63,6 +63,14 @@ def test_models_lists_what_cannot_be_read_with_its_fault(workspace: Path, capsys
     assert "is an HTML page" in told
 
 
+@pytest.mark.parametrize("words", [["inspect", "models/loras/x\033[31m.safetensors"], ["models", "lora"]])
+def test_a_name_commands_no_terminal(workspace: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    write_safetensors(workspace / "models/loras/x\033[31m.safetensors", dialects.kohya(dialects.unet_modules(32), 2))
+    assert main(words) == 0
+    assert "x?[31m.safetensors" in (told := capsys.readouterr().out)
+    assert "\033" not in told
+
+
 def test_the_columns_are_an_interface() -> None:
     assert SCHEMA.names[:10] == ["option", "fault", "path", "name", "group", "kind", "format", "size", "family", "variant"]
     assert len(SCHEMA.names) == 37

@@ -78,7 +78,7 @@ def test_sentences(read: Read) -> None:
     )
     assert find_mismatch(read(d.ldm_vae()), "lora", sd1) == "is a VAE (4 latent channels), not a LoRA; use it as vae="
     assert find_mismatch(read({"x": (1, 1)}), "lora", sd1) == "is of no known kind, not a LoRA; no group takes it"
-    assert describe(read(d.flux())) == "a UNet or transformer without VAE and text encoder for FLUX.1 dev (4096-wide cross-attention)"
+    assert describe(read(d.flux())) == "a transformer without VAE and text encoder for FLUX.1 dev (4096-wide cross-attention)"
 
 
 def test_what_is_not_known_is_not_refused(read: Read) -> None:

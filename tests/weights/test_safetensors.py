@@ -71,7 +71,8 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
         (b"GGUF\3\0\0\0" + b"\0" * 90, "is a GGUF file"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 90, "is a picture (PNG)"),
         (b"\x1f\x8b" + b"\0" * 90, "is a gzip archive"),
-        (b"random bytes that mean nothing at all", "is neither safetensors nor a torch checkpoint"),
+        (b"# A model card\n\nTrained on cats.\n", "is a text, not a weight file. Check what was downloaded."),
+        (b"\xfe\xedbytes that mean nothing at all", "is neither safetensors nor a torch checkpoint"),
     ],
 )
 def test_what_is_no_weight_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
