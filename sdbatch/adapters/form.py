@@ -45,7 +45,8 @@ def build_delta(parts: Parts, shape: Shape) -> Delta:
         raise _misfit(parts, shape) from error
     if form is not None and ("dora_scale" in parts or "magnitude" in parts):
         form = _decompose(form, parts, shape)
-    if not _fits(form, shape) or (bias is not None and bias.shape[0] != shape[0]):
+    is_norm = len(shape) == 1  # which has differences alone
+    if not _fits(form, shape) or (is_norm and not isinstance(form, Dense | None)) or (bias is not None and bias.shape[0] != shape[0]):
         raise _misfit(parts, shape)
     return Delta(form, bias)
 

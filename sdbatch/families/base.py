@@ -35,6 +35,8 @@ class Encoder:
     """`clip`: chunks of 75 tokens; `t5`: the whole prompt at once."""
     layer: int = 1
     """The layer that is taken, counted from the last, unless clip_skip asks for a deeper one."""
+    left_out: int = 0
+    """Last layers of the original that the config leaves out; clip_skip counts them."""
     final_norm: bool = True
     """Whether the layer goes through the encoder's last normalisation."""
     context: bool = True

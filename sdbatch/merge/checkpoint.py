@@ -124,6 +124,8 @@ def bake_loras(weights: Weights, loras: Sequence[tuple[WeightFile, Strength]]) -
             )
         for component, found in lora.deltas.items():
             deltas = {f"{component}.{module}": delta for module, delta in found.items()}
+            if bare := [name for name, delta in deltas.items() if delta.bias is not None and f"{name}.bias" not in weights.likes]:
+                raise WeightFileError(f"lora.{file.name}: {bare[0]} has no bias in the checkpoint, so that the LoRA's has no place there.")
             adapters.append((deltas, _strength_on(component, strength)))
     return baked(weights, adapters)
 

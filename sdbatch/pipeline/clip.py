@@ -64,7 +64,7 @@ class ClipEncoder:
         device = self._injector.table.get_parameter("weight").device
         ids = torch.tensor([self._with_marks(chunk.ids) for chunk in chunks], device=device)
         places = [(row, 1 + at, v) for row, chunk in enumerate(chunks) for at, v in enumerate(chunk.vectors) if v is not None]
-        layer = max(clip_skip, self.encoder.layer)
+        layer = max(clip_skip - self.encoder.left_out, self.encoder.layer)
         with self._injector.inject(places):
             output = self.module(ids, output_hidden_states=layer > 1)
         hidden = self._layer(output, layer)
@@ -78,7 +78,10 @@ class ClipEncoder:
             return output.last_hidden_state
         layers = len(output.hidden_states) - 1
         if not 1 <= layer <= layers:
-            raise ConfigError(f"clip_skip: {layer} asked, the text encoder has {layers} layers. Choose 1 to {layers}.")
+            most = layers + self.encoder.left_out
+            raise ConfigError(
+                f"clip_skip: {layer + self.encoder.left_out} asked, the text encoder has {layers} layers. Choose 1 to {most}."
+            )
         hidden: Tensor = output.hidden_states[-layer]
         if not self.encoder.final_norm:
             return hidden

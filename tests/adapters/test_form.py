@@ -177,6 +177,11 @@ def test_a_stack_of_every_form_on_one_layer_adds_up() -> None:
         torch.testing.assert_close(together[row : row + 1], expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_norm_takes_differences_alone() -> None:
+    with pytest.raises(WeightFileError, match="do not fit each other or the model's weight there"):
+        build_delta({"ia3": torch.ones(8, 1), "on_input": torch.tensor(0)}, (8,))
+
+
 def test_forms_that_cannot_be_applied_are_refused_by_name() -> None:
     layer = make_layer("linear")
     for role, name in {"oft_diag": "OFT of 2023", "bm.weight": "Tucker core", "oft_R.weight": "peft's OFT"}.items():

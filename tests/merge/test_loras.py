@@ -97,6 +97,17 @@ def test_a_lora_of_another_model_is_not_baked(zoo: Zoo, tmp_path: Path) -> None:
     assert not (tmp_path / "new.safetensors").exists()
 
 
+def test_a_bias_that_the_checkpoint_has_no_place_for_is_not_lost_in_silence(tiny: WeightFile, tmp_path: Path) -> None:
+    weight = next(
+        tensor for name, tensor in load_file(tiny.path).items() if name.endswith("input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight")
+    )
+    save_file(
+        {"lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.diff_b": torch.ones(weight.shape[0])}, tmp_path / "bias.safetensors"
+    )
+    with pytest.raises(WeightFileError, match=r"lora\.bias: unet\.down_blocks.*to_q has no bias in the checkpoint"):
+        make_checkpoint(Order(tiny, tmp_path / "new.safetensors", loras=((weight_file(tmp_path / "bias.safetensors"), Strength()),)), quiet)
+
+
 def test_what_is_no_lora_is_told_so(tiny: WeightFile, tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match=r"tiny: is a checkpoint for .*, not a LoRA"):
         make_lora(LoraOrder(((tiny, Strength()), (lora("style_a"), Strength())), tmp_path / "new.safetensors"), quiet)

@@ -140,6 +140,22 @@ def test_sdxl_takes_the_last_layer_but_one_or_a_deeper_one(clip_skip: int, their
     np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, cell, clip_skip=theirs))
 
 
+@pytest.mark.parametrize(("clip_skip", "layer"), [(1, 1), (2, 1), (3, 2)])
+def test_sd2_counts_the_layer_that_its_config_leaves_out(clip_skip: int, layer: int, zoo: Zoo) -> None:
+    model = zoo("sd2")
+    pipeline = model.pipeline
+
+    @torch.no_grad()
+    def embeds(prompt: str) -> torch.Tensor:
+        ids = pipeline.tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        text = pipeline.text_encoder
+        return text.final_layer_norm(text(ids, output_hidden_states=True).hidden_states[-layer])
+
+    cell = cell_of(model, clip_skip=clip_skip)
+    given: dict[str, Any] = {"prompt": None, "prompt_embeds": embeds(cell.prompt), "negative_prompt_embeds": embeds("")}
+    np.testing.assert_array_equal(draw(cell), draw_with_diffusers(model, cell, **given))
+
+
 def test_long_prompts_of_two_encoders_are_chunks_side_by_side(zoo: Zoo) -> None:
     model = zoo("sdxl")
     engine = DiffusersEngine("cpu", 1)
