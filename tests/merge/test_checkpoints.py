@@ -122,14 +122,14 @@ def test_an_end_while_writing(number: int, code: int, left: int, tiny: WeightFil
     out = tmp_path / "new.safetensors"
     command = [sys.executable, "-c", SLOW, tiny.path, pastel.path, str(out)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
         assert process.stdout is not None
         for _ in range(3):
             process.stdout.readline()
         process.send_signal(number)
-        process.stdout.close()
-        assert process.wait(60) == code
+        _, errors = process.communicate(timeout=60)  # a pipe that nobody reads would be a second fault
+    assert process.returncode == code, errors
     assert not out.exists()
     assert len(list(tmp_path.iterdir())) == left, "a hidden part of a file at most"
     make_checkpoint(Order(tiny, out, Merge(pastel)), quiet)
