@@ -18,6 +18,8 @@ from sdbatch.weights.catalog import Catalog
 
 KEY = re.compile(r"full_key: (\S+)")
 IN_FILE = re.compile(r"In '(.+?)': \w+ raised while composing config:\n(.+)\n +full_key: (\S+)")
+GLOBAL_GROUPS = ("model", "experiment")
+"""Groups whose options set keys anywhere."""
 CLASSES = {name: kind for module in (schema, weight) for name, kind in vars(module).items() if is_dataclass(kind)}
 """What OmegaConf calls a node's type in its errors."""
 
@@ -74,6 +76,10 @@ def explain(error: Exception, vocabulary: Vocabulary, overrides: Sequence[str] =
 
 def _wrong_file(name: str, text: str, key: str) -> str:
     """What is wrong in a YAML file."""
+    group, _, option = name.rpartition("/")
+    package = f"{group}.{option}" if group in STACKS else "_global_"
+    if group in (*STACKS, *GLOBAL_GROUPS) and key.partition(".")[0] == group and not key.startswith(f"{package}."):
+        return f"{name}.yaml: {key}: there is no such key. The file's first line must be: # @package {package}"
     if match := re.match(r"Key '.*' not in '(\w+)'", text):
         parent = key.rpartition(".")[0]
         names = [f"{parent}.{field.name}".lstrip(".") for field in fields(CLASSES[match[1]])] if match[1] in CLASSES else []

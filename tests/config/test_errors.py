@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_a_mistake_in_a_file_is_told_with_its_file(workspace: Path, text: str, s
     (workspace / "conf/experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
     with pytest.raises(SdbatchError, match=said):
         plan_of("experiment=mine")
+
+
+@pytest.mark.parametrize(("option", "package"), [("lora/red", "lora.red"), ("model/mine", "_global_"), ("experiment/mine", "_global_")])
+def test_a_file_without_its_package_line_is_told_which(workspace: Path, option: str, package: str) -> None:
+    path = workspace / f"conf/{option}.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("weight: 0.8\n" if option == "lora/red" else "steps: 7\n")
+    group, name = option.split("/")
+    with pytest.raises(SdbatchError, match=f"first line must be: # @package {re.escape(package)}$"):
+        plan_of(f"{group}=[{name}]" if group == "lora" else f"{group}={name}")
 
 
 @pytest.mark.usefixtures("workspace")
