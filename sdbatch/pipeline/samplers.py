@@ -110,9 +110,8 @@ def build_schedule(sampler: Sampler, config: Mapping[str, Any], draw: Draw) -> S
         scheduler.set_timesteps(**_timing(scheduler, config, draw), device="cpu")
     except ValueError as error:
         raise CellError(f"sampler {sampler.name} cannot be set up for {draw.steps} steps: {error}") from error
-    if draw.skipped_steps is None:
-        return Schedule(scheduler, scheduler.timesteps, step_options)
-    begin = draw.skipped_steps * scheduler.order
+    # Told where it begins, a scheduler does not look for the first timestep, of which two may be alike.
+    begin = (draw.skipped_steps or 0) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     return Schedule(scheduler, scheduler.timesteps[begin:], step_options)

@@ -26,6 +26,7 @@ from sdbatch.plan.order import Order
 from sdbatch.plan.pin import find_preset, pin_faults, tell_absent
 from sdbatch.plan.plan import Plan, recipe_order
 from sdbatch.plan.rule import RULES, block_fault, pair_faults
+from sdbatch.plan.schedule_rule import schedule_faults
 from sdbatch.plan.task import picture_faults, task_faults
 from sdbatch.plan.tree import Tree, expand, get, has, overlay
 from sdbatch.weights.index import Index
@@ -67,7 +68,8 @@ def resolve(draft: Draft, name: str, defaults: Mapping[str, Any], book: FileBook
     faults.raise_if_any()
     kinds = divide(draft, [key for key in draft.columns if _pattern(key) in RECIPE_LEAVES or key in BATCH_LEAVES])
     recipe, recipes = _recipes(draft, kinds, book)
-    for fault in check_recipes([item for item in recipes if item.engine != "rehearsal"], book.catalog):
+    pairs = [(item, sampler) for item, sampler in _sampled(draft, kinds, recipe, recipes) if item.engine != "rehearsal"]
+    for fault in (*check_recipes(list(dict(pairs)), book.catalog), *schedule_faults(pairs, Index())):
         faults.add(fault.key, fault.message)
     faults.raise_if_any()
     image_ids = ImageIds(draft, defaults, {key: file.sha256 for key, file in files.items()})
@@ -218,6 +220,15 @@ def _recipes(draft: Draft, kinds: Kinds, book: FileBook) -> tuple[Codes, list[Re
         recipe = recipe_of(overlay(draft.groups[group], picked), book)
         codes.append(recipes.setdefault(recipe, len(recipes)))
     return np.array(codes, dtype=np.int64)[inverse.reshape(-1)], list(recipes)
+
+
+def _sampled(draft: Draft, kinds: Kinds, recipe: Codes, recipes: Sequence[Recipe]) -> list[tuple[Recipe, str]]:
+    """Each recipe with the samplers that are run with it."""
+    column = draft.columns.get("sampler.name")
+    codes = np.full(len(kinds.numbers), -1) if column is None else column.at(kinds.points)
+    own = [get(plain, "sampler.name") for plain in draft.groups]
+    table = np.unique(np.stack([recipe, kinds.group, codes], axis=1), axis=0).tolist()
+    return [(recipes[which], column.values[code] if column is not None and code >= 0 else own[group]) for which, group, code in table]
 
 
 def _batch_codes(draft: Draft, kinds: Kinds) -> Codes:

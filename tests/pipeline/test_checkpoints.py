@@ -16,6 +16,7 @@ from torch import Tensor
 from sdbatch.cell import WeightFile
 from sdbatch.errors import ConfigError, WeightFileError
 from sdbatch.families import FAMILIES, SAMPLERS
+from sdbatch.families.options import scheduler_options
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from tests.pipeline.models import (
     TinyModel,
@@ -31,6 +32,8 @@ from tests.pipeline.models import (
 from tests.pipeline.oracle import Pixels, draw, draw_with_diffusers
 from tests.pipeline.test_families import cell_of
 from tests.pipeline.zoo import ZOO, Zoo, original_transformer
+
+ZERO_SNR = "rescale_betas_zero_snr"
 
 
 def as_file(path: Path) -> WeightFile:
@@ -250,6 +253,15 @@ def test_zero_snr_equals_diffusers(name: str, zoo: Zoo) -> None:
     ours = draw(cell)
     np.testing.assert_array_equal(ours, draw_with_diffusers(model, asked))
     assert (ours != draw(cell_of(model, sampler=SAMPLERS[name]))).any()
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES["sd1"].samplers if ZERO_SNR in scheduler_options(SAMPLERS[name].scheduler)])
+def test_every_sampler_that_can_runs_zero_snr(name: str, engine: DiffusersEngine, model: TinyModel) -> None:
+    """With dpmpp_2m_beta the first two timesteps are alike; diffusers takes the second then, and runs out of them."""
+    cell = make_cell(model.recipe(prediction_type="v_prediction", zero_snr=True), sampler=SAMPLERS[name], steps=5)
+    engine.prepare(cell.recipe)
+    (picture,) = engine.start([cell], lambda done, total: None).finish()
+    assert picture.fault is None
 
 
 def test_a_sampler_that_cannot_run_zero_snr_says_so(zoo: Zoo) -> None:
