@@ -12,8 +12,10 @@ import yaml
 
 import sdbatch
 from sdbatch.cell import STACKS
+from sdbatch.config.compose import Composer
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.errors import ConfigError, PlanError
+from sdbatch.families import FAMILIES
 from sdbatch.hub.address import read_address, to_address
 from sdbatch.weights.hashes import Hasher
 from tests.conftest import narrow_checkpoint, write_weight
@@ -66,6 +68,31 @@ def test_every_name_that_users_know_is_there() -> None:
     adapters |= {"ip-adapter_sdxl", "ip-adapter_sdxl_vit-h", "ip-adapter-plus_sdxl_vit-h"}
     assert adapters <= {path.stem for path in (CONF / "ip_adapter").glob("*.yaml")}
     assert {"clip_vit_h", "clip_vit_bigg"} <= {path.stem for path in (CONF / "image_encoder").glob("*.yaml")}
+
+
+SD2_768 = {"sd20", "sd21", "waifu_diffusion_v14"}
+SDXL = {"sdxl_base", "sdxl_refiner", "sdxl_turbo", "juggernaut_xl", "pony", "illustrious"}
+CLIP_SKIP_2 = {"anything_v3", "dreamshaper", "ghostmix"}
+TRIGGERS = {"inkpunk": "nvinkpunk", "pony": "score_9, score_8_up, score_7_up"}
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_named_model_has_its_family_size_clip_skip_trigger_words_sampler_and_page() -> None:
+    composer = Composer()
+    for name in sorted(NAMED | {"waifu_diffusion_v14"}):
+        plain: Any = composer.compose([f"model={name}"]).plain
+        family = (
+            "flux" if name.startswith("flux") else "sdxl" if name in SDXL else "sd2" if name.startswith("sd2") or name in SD2_768 else "sd1"
+        )
+        assert plain["family"]["name"] == family, name
+        size = 768 if name in SD2_768 else 512 if family in ("sd1", "sd2") or name == "sdxl_turbo" else 1024
+        assert (plain["width"], plain["height"]) == (size, size), name
+        assert plain["clip_skip"] == (2 if name in CLIP_SKIP_2 else 1), name
+        assert plain["model"]["trigger"] == TRIGGERS.get(name), name
+        assert plain["sampler"]["name"] in FAMILIES[family].samplers, name
+        preset = plain["checkpoint"]["preset"]
+        assert preset["name"] == name
+        assert preset["source"].startswith("https://"), name
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
