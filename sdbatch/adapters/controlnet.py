@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from sdbatch.adapters.canny import draw_edges
 from sdbatch.adapters.module import build_module
+from sdbatch.adapters.picture import read_upright
 from sdbatch.adapters.piece import read_component
 from sdbatch.adapters.read import Tensors, read_folder, read_json, read_tensors
 from sdbatch.adapters.window import weights_at
 from sdbatch.cell import Control, WeightFile
-from sdbatch.errors import CellError, ConfigError, WeightFileError, did_you_mean
+from sdbatch.errors import ConfigError, WeightFileError, did_you_mean
 from sdbatch.naming import names_of
-from sdbatch.weights.picture import open_picture
 
 PREPROCESSORS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
     "none": lambda pixels: pixels,
@@ -183,9 +183,7 @@ def load_picture(control: Control, width: int, height: int) -> Tensor:
     """
     if control.preprocessor not in PREPROCESSORS:
         raise ConfigError(f"preprocessor: there is no {control.preprocessor!r}. {did_you_mean(control.preprocessor, PREPROCESSORS)}")
-    try:
-        picture = open_picture(control.image).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    except ValueError as error:
-        raise CellError(f"control image {control.image} cannot be read ({error}).") from error
+    # What is transparent keeps its colour, mostly black: maps of poses and edges are drawn on that.
+    picture = read_upright(control.image).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     pixels = PREPROCESSORS[control.preprocessor](np.asarray(picture))
     return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).contiguous()

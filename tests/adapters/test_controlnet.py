@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sdbatch.adapters.canny import draw_edges
@@ -79,3 +80,14 @@ def test_pictures(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(CellError, match="cannot be read"):
         load_picture(Control(str(tmp_path / "text.png"), "0"), 64, 64)
+
+
+def test_a_picture_is_turned_as_it_was_held_and_transparent_black_stays_black(tmp_path: Path) -> None:
+    whole = Image.open(write_picture(tmp_path / "picture.png", size=64)).convert("RGB")
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    whole.rotate(90, expand=True).save(tmp_path / "turned.png", exif=orientation)
+    turned = load_picture(Control(str(tmp_path / "turned.png"), "0"), 64, 48)
+    assert torch.equal(turned, load_picture(Control(str(tmp_path / "picture.png"), "0"), 64, 48))
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert float(load_picture(Control(str(tmp_path / "clear.png"), "0"), 64, 64).max()) == 0.0
