@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -76,6 +77,33 @@ def test_too_little_room_is_told_before_anything_is_made_and_forbids_nothing(tmp
         assert re.search(r"warning  about \d+ files are to be written, and .*/many has room for \d\d more\. output=webdataset", many), many
         packed = run(tmp_path, "plan", *QUIET, "seed=range(0,90)", f"out={point}/many", "output=webdataset", "-m").told
         assert "warning" not in packed
+
+
+def _obey_permissions() -> None:
+    """What root does not: without this capability it may write only what is its own."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+
+@pytest.mark.parametrize("whose", ["a read-only file system", "another user's folder", "another user's sweep"])
+def test_what_may_not_be_written_is_refused_and_left_as_it_is(tmp_path: Path, clean: Path, whose: str) -> None:
+    with tmpfs(tmp_path / "m", "size=8m") as point:
+        out = point / "sweep"
+        if whose != "another user's folder":
+            shutil.copytree(clean, out)
+        if whose == "a read-only file system":
+            remount(point, "ro")
+        else:
+            for path in (point, *point.rglob("*")):
+                os.chown(path, 12345, 12345)
+        before = {path: path.stat().st_mtime_ns for path in point.rglob("*")}
+        for words in ((*SWEEP, f"out={out}", "guidance_scale=3"), ("resume", str(out))):
+            ended = run(tmp_path, *words, prepare=_obey_permissions)
+            assert ended.code == 2, ended.told + ended.errors
+            told = (
+                "there is no sweep" if words[0] == "resume" and not before else "the file system is read-only|no permission to write there"
+            )
+            assert re.search(told, ended.errors) and "Traceback" not in ended.errors, ended.errors
+        assert before == {path: path.stat().st_mtime_ns for path in point.rglob("*")}
 
 
 def test_a_full_cache_or_temporary_folder_costs_no_image(tmp_path: Path, clean: Path) -> None:

@@ -135,13 +135,16 @@ def test_a_cell_that_kills_its_worker_fails_alone(workspace: Path, sdbatch: Sdba
 
 
 def test_a_cell_that_raises_or_is_not_finite_is_failed_with_its_reason(workspace: Path, sdbatch: Sdbatch) -> None:
-    done = sdbatch(*REHEARSAL, "prompt=a fox,drill:fail,drill:nan", "batch_size=3", "-m")
+    done = sdbatch(*REHEARSAL, "prompt=a fox,drill:fail,drill:nan,drill:flat", "batch_size=4", "-m")
     assert done.returncode == 1
     found = {row["prompt"]: (row["status"], row["error"], row["image"] is None) for row in rows(workspace / "sweep")}
     assert found["a fox"][0] == "ok"
     assert found["drill:fail"] == ("failed", "the drill says that this cell fails", True)
     assert found["drill:nan"][0] == "nan"
     assert found["drill:nan"][2]
+    assert found["drill:flat"][0] == "flat" and found["drill:flat"][1]
+    assert not found["drill:flat"][2], "a picture of one colour is kept, and is no success"
+    assert "3 failed" in done.stdout and "sdbatch status sweep" in done.stdout
 
 
 def test_out_of_memory_halves_the_batch_and_records_it_or_fails_by_policy(workspace: Path, sdbatch: Sdbatch) -> None:
