@@ -93,15 +93,15 @@ def test_what_may_not_be_written_is_refused_and_left_as_it_is(tmp_path: Path, cl
         if whose == "a read-only file system":
             remount(point, "ro")
         else:
+            point.chmod(0o755)
             for path in (point, *point.rglob("*")):
                 os.chown(path, 12345, 12345)
         before = {path: path.stat().st_mtime_ns for path in point.rglob("*")}
         for words in ((*SWEEP, f"out={out}", "guidance_scale=3"), ("resume", str(out))):
             ended = run(tmp_path, *words, prepare=_obey_permissions)
             assert ended.code == 2, ended.told + ended.errors
-            told = (
-                "there is no sweep" if words[0] == "resume" and not before else "the file system is read-only|no permission to write there"
-            )
+            why = "the file system is read-only|no permission to write there"
+            told = "there is no sweep" if words[0] == "resume" and not before else why
             assert re.search(told, ended.errors) and "Traceback" not in ended.errors, ended.errors
         assert before == {path: path.stat().st_mtime_ns for path in point.rglob("*")}
 
