@@ -53,11 +53,16 @@ def _show(folder: SweepFolder, progress: Progress, as_json: bool, clear: bool) -
     from sdbatch.run.engine_state import ASK_S, engine_states
     from sdbatch.run.stall import stalled
 
-    engines = [*map(str, engine_states(folder, ASK_S)), *stalled(folder.path, folder.claims)]
+    states = engine_states(folder, ASK_S)
+    engines = [*map(str, states), *stalled(folder.path, folder.claims)]
     if as_json:
         sys.stdout.write(json.dumps({"out": str(folder.path), **progress.facts(), "engines": engines}) + "\n")
     else:
         lines = [*_head(folder, progress), *(f"  engine   {engine}" for engine in engines), *_faults(folder, progress)]
+        if any(state.alive for state in states):
+            lines.append(f"Its workers are there: sdbatch stop {folder.path} ends them.")
+        elif progress.counts["ok"] < progress.cells:
+            lines.append(f"Go on: sdbatch resume {folder.path}")
         sys.stdout.write(("\x1b[2J\x1b[H" if clear else "") + "\n".join(map(harmless, lines)) + "\n")
     sys.stdout.flush()
 
@@ -98,8 +103,6 @@ def _faults(folder: SweepFolder, progress: Progress) -> list[str]:
     if counts["lost"]:
         lines.append(f"  {counts['lost']} images have a row but their file is gone or cut; a resume makes them again")
     lines += [f"  {part.name} cannot be read: {reason}" for part, reason in progress.unreadable.items()]
-    if counts["ok"] < progress.cells:
-        lines.append(f"Go on: sdbatch resume {folder.path}")
-    elif not progress.looked:
+    if counts["ok"] == progress.cells and not progress.looked:
         lines.append(f"The images were not looked at: sdbatch status {folder.path} --full does.")
     return lines

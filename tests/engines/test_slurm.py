@@ -98,6 +98,9 @@ def test_a_cancelled_array_stays_cancelled_and_a_resume_makes_the_rest(workspace
     sdbatch(*SLOW, "seed=range(0,192)", *ARRAY, "hydra.launcher.workers=2", check=True)
     wait_until_made(sweep, 8)
     first = job_of(sweep)
+    told = sdbatch("status", "sweep").stdout
+    assert f"slurm job {first}: 2 running" in told
+    assert "Its workers are there: sdbatch stop sweep" in told
     stopped = sdbatch("stop", "sweep")
     assert "stopped 2 workers, slurm job" in stopped.stdout
     wait_until_ended(slurm, sweep)
@@ -143,6 +146,7 @@ def test_a_time_limit_that_no_batch_fits_in_ends_the_task_with_the_reason(worksp
     told = sdbatch("status", "sweep").stdout
     assert f"slurm job {job} was at its time limit 2 times in a row before one image was made" in told
     assert "sdbatch resume sweep hydra.launcher.timeout_min=" in told
+    assert "Go on: sdbatch resume sweep" in told
 
 
 def test_a_cell_that_kills_its_worker_fails_alone(workspace: Path, sdbatch: Sdbatch, slurm: Slurm) -> None:
