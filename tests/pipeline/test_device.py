@@ -167,6 +167,8 @@ def test_a_batch_waits_for_no_other(gpu: Gpu, model: TinyModel) -> None:
         assert all(one.facts[name] > 0 for name in ("encode_s", "denoise_s", "decode_s"))
     assert (pictures[0].facts["device"], pictures[0].facts["dtype"]) == ("Paper GPU", "float32")
     assert {"cuda", "cudnn"} <= set(pictures[0].facts["versions"])
+    start(engine, cells)  # and let go of at once, as by a worker that is stopped
+    engine.device.settle()
 
 
 def test_no_step_waits_for_the_device(gpu: Gpu, everything: list[Cell]) -> None:
