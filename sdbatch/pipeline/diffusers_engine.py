@@ -26,7 +26,7 @@ from sdbatch.pipeline.device import Decoded, Device
 from sdbatch.pipeline.encode import Size
 from sdbatch.pipeline.engine import OnStep
 from sdbatch.pipeline.flux import FluxDenoiser
-from sdbatch.pipeline.hires import enlarge
+from sdbatch.pipeline.hires import enlarge_latents
 from sdbatch.pipeline.model import Model
 from sdbatch.pipeline.samplers import Draw, build_schedule
 from sdbatch.pipeline.start import Course, Pass, Start, Starter, courses_of
@@ -138,11 +138,13 @@ class DiffusersEngine:
 
     def _denoise(self, job: Job, encoding: Span, on_step: Callable[[], None]) -> Group:
         begun = self.device.now()
-        conditions = iter(self._conditions(job))
+        conditions = self._conditions(job)
+        self._set_adapters(job.cells, is_guided=conditions[0].is_guided)
+        by_step = iter(conditions)
         latents: Tensor | None = None
         for own in job.passes:
             start = self._start(job.cells, own, latents)
-            latents = self._run(job.cells, own, list(itertools.islice(conditions, own.course.run_steps)), start, on_step)
+            latents = self._run(job.cells, own, list(itertools.islice(by_step, own.course.run_steps)), start, on_step)
         assert latents is not None
         denoising = Span(begun, self.device.now(), len(job.cells))
         facts = facts_of(self.model, len(job.cells))
@@ -154,7 +156,7 @@ class DiffusersEngine:
         if before is None:
             return self._starter.start(cells, own, model.vae, sees_mask=model.sees_mask)
         at_once = self.device.decoded_at_once(cells[0].width * cells[0].height)
-        clean = enlarge(before, cells, own, model.vae, model.hires_upscaler, at_once)
+        clean = enlarge_latents(before, cells, own, model.vae, model.hires_upscaler, at_once)
         return self._starter.start_on(clean, own, model.vae, sees_mask=model.sees_mask)
 
     def _run(self, cells: Sequence[Cell], own: Pass, conditions: Sequence[Conditions], start: Start, on_step: Callable[[], None]) -> Tensor:
@@ -183,7 +185,6 @@ class DiffusersEngine:
                 negative = gather(negatives, dtype) if negatives else None
                 known[told] = Conditions(positive, negative, scales, rescales, ip_adapters=self.model.ip_adapters)
             found.append(known[told])
-        self._set_adapters(job.cells, is_guided=found[0].is_guided)
         return found
 
     def _set_adapters(self, cells: Sequence[Cell], *, is_guided: bool) -> None:

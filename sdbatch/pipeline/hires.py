@@ -24,7 +24,7 @@ from sdbatch.pipeline.start import Pass
 from sdbatch.pipeline.upscale import Upscaler
 
 
-def enlarge(
+def enlarge_latents(
     latents_BCHW: Tensor, cells: Sequence[Cell], after: Pass, vae: nn.Module, network: Upscaler | None, decoded_at_once: int
 ) -> Tensor:
     """Clean latents at the size of the pass after. What is too much of one side is cut, as in A1111.
@@ -40,7 +40,7 @@ def enlarge(
     hires = cells[0].hires
     assert hires is not None
     if hires.enlarger.interpolation:
-        return _enlarge_latents(latents_BCHW, hires.enlarger, latent_shape(vae, after.size_px)[1:])
+        return _interpolate(latents_BCHW, hires.enlarger, latent_shape(vae, after.size_px)[1:])
     pixels, finite = decode(vae, latents_BCHW, decoded_at_once)
     pictures: list[Encoded] = []
     for picture, is_finite, cell in zip(pixels.cpu().numpy(), finite.tolist(), cells, strict=True):
@@ -52,7 +52,7 @@ def enlarge(
     return sample(pictures, after.generators).to(latents_BCHW.device)
 
 
-def _enlarge_latents(latents_BCHW: Tensor, enlarger: Enlarger, cells: tuple[int, int]) -> Tensor:
+def _interpolate(latents_BCHW: Tensor, enlarger: Enlarger, cells: tuple[int, int]) -> Tensor:
     height, width = latents_BCHW.shape[2:]
     columns, rows = whole_size((width, height), (cells[1], cells[0]), covers=True)
     large = functional.interpolate(latents_BCHW, (rows, columns), mode=enlarger.interpolation, antialias=enlarger.antialias)

@@ -140,9 +140,6 @@ def latent_mask(source: Source, size_px: Size, scale: int) -> Tensor:
 def _fill(clean: Tensor, noise: Tensor, mask: Tensor, sources: Sequence[Source]) -> Tensor:
     """The latents with what is masked filled as each image asks."""
     fills = [source.mask.fill for source in sources if source.mask is not None]
-    is_filled, is_noise = (torch.tensor(flags, device=clean.device).view(-1, 1, 1, 1) for flags in _flags(fills))
-    return torch.where(is_filled, clean * (1 - mask) + torch.where(is_noise, noise * mask, 0.0), clean)
-
-
-def _flags(fills: Sequence[str]) -> tuple[list[bool], list[bool]]:
-    return [fill != "original" for fill in fills], [fill == "noise" for fill in fills]
+    is_noise, is_nothing = (torch.tensor([fill == kind for fill in fills]).view(-1, 1, 1, 1) for kind in ("noise", "nothing"))
+    is_noise, is_nothing = is_noise.to(clean.device), is_nothing.to(clean.device)
+    return torch.where(is_noise | is_nothing, clean * (1 - mask) + torch.where(is_noise, noise * mask, 0.0), clean)

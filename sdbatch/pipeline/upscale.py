@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -22,10 +20,8 @@ from torch import Tensor, nn
 from sdbatch.adapters.read import Tensors, read_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import CellError, WeightFileError
+from sdbatch.pipeline.picture import Pixels, fit
 from sdbatch.weights.upscaler import missing_library
-
-Pixels = npt.NDArray[np.uint8]
-"""[H, W, 3]."""
 
 OVERLAP_PX = 32
 """Pixels of the picture that two tiles share at least, over which one fades into the other; a quarter of a small tile."""
@@ -84,12 +80,7 @@ def upscale(pixels: Pixels, upscaler: Upscaler | None, scale: float | None, tile
             f"upscaler: {size_px[0]} x {size_px[1]} px is more than image files may have ({MOST_PIXELS}). Lower upscaler.scale."
         )
     large, finite = upscaler.enlarge(pixels, tile_px) if upscaler else (pixels, True)
-    return (large if large.shape[1::-1] == size_px else resize(large, size_px)), finite
-
-
-def resize(pixels: Pixels, size_px: tuple[int, int]) -> Pixels:
-    """The picture at (width, height) by Lanczos."""
-    return np.array(Image.fromarray(pixels).resize(size_px, Image.Resampling.LANCZOS))
+    return fit(Image.fromarray(large), size_px, "stretch"), finite
 
 
 def load_upscaler(file: WeightFile, dtype: torch.dtype, device: torch.device) -> Upscaler:
