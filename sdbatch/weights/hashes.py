@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.cache import FileCache, FileState, cache_folder
+from sdbatch.weights.header import unreadable
 from sdbatch.weights.kinds import WEIGHT_SUFFIXES
 
 CHUNK_BYTES = 8 * 2**20
@@ -92,10 +93,8 @@ def _opened(path: Path) -> Generator[int]:
     """The descriptor of a file opened for reading; what cannot be opened is a WeightFileError."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise WeightFileError(f"{path}: there is no such file. Check the path, or put the file there.") from None
     except OSError as fault:
-        raise WeightFileError(f"{path}: cannot be read ({fault.strerror}). Check its permissions.") from fault
+        raise unreadable(path, fault) from fault
     try:
         yield descriptor
     finally:

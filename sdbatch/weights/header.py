@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from sdbatch.errors import WeightFileError
+
 DTYPE_BITS: dict[str, int] = {
     "BOOL": 8,
     "U8": 8,
@@ -91,6 +93,15 @@ def shown(text: object, limit: int = 200) -> str:
     if not plain.isprintable():
         plain = "".join(char if char.isprintable() else "?" for char in plain)
     return plain if len(plain) <= limit else f"{plain[:limit]}..."
+
+
+def unreadable(path: Path, fault: OSError) -> WeightFileError:
+    """The error for a file that the system does not open."""
+    if isinstance(fault, FileNotFoundError) and path.is_symlink():
+        return WeightFileError(f"{shown(path)}: is a link to {shown(path.readlink())}, which is not there. Put the file there.")
+    if isinstance(fault, FileNotFoundError):
+        return WeightFileError(f"{shown(path)}: there is no such file. Check the path, or put the file there.")
+    return WeightFileError(f"{shown(path)}: cannot be read ({fault.strerror}). Check its permissions.")
 
 
 def to_size(count: int) -> str:

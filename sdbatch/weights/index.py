@@ -11,7 +11,7 @@ from pathlib import Path
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.cache import FileCache, FileState, cache_folder
 from sdbatch.weights.catalog import Catalog
-from sdbatch.weights.header import shown
+from sdbatch.weights.header import unreadable
 from sdbatch.weights.identify import identify
 from sdbatch.weights.identity import Identity
 from sdbatch.weights.kinds import KINDS
@@ -47,7 +47,7 @@ class Index:
         try:
             state = _state_of_folder(path) if path.is_dir() else FileState.of(path)
         except OSError as fault:
-            raise WeightFileError(f"{shown(path)}: cannot be read ({fault.strerror}). Check the path.") from fault
+            raise unreadable(path, fault) from fault
         if kept := self._recall(state, path):
             return kept
         identity = identify(path)

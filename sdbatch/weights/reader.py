@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.folder_header import read_folder
-from sdbatch.weights.header import DEFAULT_LIMITS, FlawError, Header, Limits, shown
+from sdbatch.weights.header import DEFAULT_LIMITS, FlawError, Header, Limits, shown, unreadable
 from sdbatch.weights.pickle_header import read_pickle
 from sdbatch.weights.safetensors_header import read_safetensors
 from sdbatch.weights.sniff import sniff
@@ -26,10 +26,8 @@ def read_header(path: Path, limits: Limits = DEFAULT_LIMITS) -> Header:
         return read_folder(path, limits) if path.is_dir() else _read_file(path, limits)
     except FlawError as flaw:
         raise WeightFileError(f"{shown(path)}: {flaw}") from None
-    except FileNotFoundError:
-        raise WeightFileError(f"{shown(path)}: there is no such file. Check the path, or put the file there.") from None
     except OSError as fault:
-        raise WeightFileError(f"{shown(path)}: cannot be read ({fault.strerror}). Check its permissions.") from fault
+        raise unreadable(path, fault) from fault
 
 
 def _read_file(path: Path, limits: Limits) -> Header:

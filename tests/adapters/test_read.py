@@ -82,5 +82,5 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match="there is no such file"):
         read_tensors(as_file(tmp_path / "absent.safetensors"))
     (tmp_path / "a.txt").write_text("no")
-    with pytest.raises(WeightFileError, match="no weight file is that short"):
+    with pytest.raises(WeightFileError, match="is a text, not a weight file"):
         read_tensors(as_file(tmp_path / "a.txt"))

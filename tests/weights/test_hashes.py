@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from sdbatch.errors import WeightFileError
 from sdbatch.weights import hashes
 from sdbatch.weights.hashes import Hasher
+from sdbatch.weights.index import Index
+from sdbatch.weights.reader import read_header
 
 
 def settle(path: Path, age_s: float = 100) -> None:
@@ -150,3 +153,11 @@ def test_many_processes_share_one_cache(tmp_path: Path) -> None:
         found = pool.starmap(_hash_in_child, [(path, tmp_path / "cache") for path in paths * 6])
     assert found == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] * 6
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("look", [Hasher().sha256, Index().identify, read_header])
+def test_a_link_to_nothing_is_called_one(tmp_path: Path, look: Callable[[Path], object]) -> None:
+    link = tmp_path / "x.safetensors"
+    link.symlink_to(tmp_path / "moved.safetensors")
+    with pytest.raises(WeightFileError, match=r"x\.safetensors: is a link to .*moved\.safetensors, which is not there"):
+        look(link)

@@ -110,7 +110,7 @@ def test_the_catalogue_with_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(WeightFileError, match="cannot be read"):
+    with pytest.raises(WeightFileError, match="there is no such file"):
         Index(tmp_path / "cache").identify(tmp_path / "nope.safetensors")
 
 
