@@ -123,6 +123,7 @@ def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("RAY_ADDRESS")
         assert levels(reach.check_ray(site("ray", {"address": address}))) == {"engine.ray": Level.ok}
     assert levels(reach.check_ray(site("ray", {"address": address}))) == {"engine.ray": Level.fault}
+    monkeypatch.setattr(ray, "_raylets", set[str])
     monkeypatch.setattr(ray, "resolve", str)
     assert levels(reach.check_ray(site("ray"))) == {"engine.ray": Level.fault}
     assert levels(reach.check_ray(site())) == {}

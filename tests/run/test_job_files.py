@@ -121,6 +121,8 @@ def test_where_a_ray_head_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     nodes: set[str] = set()
     monkeypatch.setattr(ray, "_raylets", lambda: set(nodes))
     assert ray.resolve("auto") == "auto"
+    with pytest.raises(ConfigError, match="none runs on this machine"):
+        ray.knock("auto")
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray/ray_current_cluster").write_text("10.0.0.1:6379")
     assert ray.resolve("auto") == "10.0.0.1:6379"

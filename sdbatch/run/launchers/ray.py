@@ -133,7 +133,7 @@ def stop(submission: Submission) -> None:
 
 
 def resolve(address: str) -> str:
-    """The address that `auto` stands for, as Ray finds it; `auto` when only Ray can tell."""
+    """The address that `auto` stands for, as Ray finds it; `auto` when there is none, or Ray has to choose."""
     if address != "auto":
         return address
     if given := os.environ.get("RAY_ADDRESS"):
@@ -158,6 +158,8 @@ def _raylets() -> set[str]:
 def knock(address: str) -> None:
     """Raises ConfigError when nothing listens where the head should be, or when that is no address."""
     if address == "auto":
+        if not _raylets():
+            raise ConfigError(_silence(address, "none runs on this machine"))
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
