@@ -113,13 +113,14 @@ class LiveWatcher(Watcher):
         from rich.text import Text
 
         done = tally.made + tally.failed
-        head = Table.grid(padding=(0, 1))
         failed = f"  {tally.failed} failed" if tally.failed else ""
         facts = f"{done}/{tally.total} images  {tally.rate:.2f}/s  {remaining(tally)} left{failed}" if done else f"0/{tally.total} images"
-        title = Text(self.title, style="bold", no_wrap=True, overflow="ellipsis")
-        # What is left of a line, so that a narrow terminal has no second one.
-        width = min(BAR_WIDTH, max(1, self._live.console.width - len(self.title) - len(facts) - 2))
-        head.add_row(title, ProgressBar(total=tally.total, completed=done, width=width), Text(facts, no_wrap=True))
+        # The numbers come first: on a narrow terminal the bar is short or absent, then the title is cut.
+        room = self._live.console.width - len(facts) - 2
+        head = Table.grid(padding=(0, 1))
+        bar = min(BAR_WIDTH, room - len(self.title) - 1)
+        title = [Text(self.title[:room], style="bold", no_wrap=True)] if room > 0 else []
+        head.add_row(*title, *([ProgressBar(total=tally.total, completed=done, width=bar)] if bar > 0 else []), Text(facts, no_wrap=True))
         devices = Table.grid(padding=(0, 1))
         for child in children:
             devices.add_row(Text(f"  {child.place.device}", style="cyan"), Text(child.doing, style="dim"))
