@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,11 @@ def sdbatch(workspace: Path) -> Sdbatch:
         return subprocess.run(command, cwd=workspace, capture_output=True, text=True, timeout=timeout_s, check=check)
 
     return run
+
+
+def heed_interrupts() -> None:
+    """For `preexec_fn`: shells start what runs in the background deaf to Ctrl-C, and whatever that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_json(path: Path) -> dict[str, object]:

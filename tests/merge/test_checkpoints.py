@@ -21,6 +21,7 @@ from sdbatch.merge.checkpoint import Order, make_checkpoint, merge_weights
 from sdbatch.merge.convert import Change, convert
 from sdbatch.merge.source import open_source
 from sdbatch.merge.table import find_fault
+from tests.conftest import heed_interrupts
 from tests.merge.conftest import quiet, weight_file
 from tests.pipeline.models import save
 from tests.pipeline.zoo import Zoo
@@ -121,8 +122,9 @@ with ended_by_signals():
 def test_an_end_while_writing(number: int, code: int, left: int, tiny: WeightFile, pastel: WeightFile, tmp_path: Path) -> None:
     out = tmp_path / "new.safetensors"
     command = [sys.executable, "-c", SLOW, tiny.path, pastel.path, str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=heed_interrupts
     ) as process:
         assert process.stdout is not None
         for _ in range(3):

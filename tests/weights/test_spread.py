@@ -16,6 +16,7 @@ from sdbatch.weights import spread
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.index import Index
 from sdbatch.weights.spread import map_files
+from tests.conftest import heed_interrupts
 from tests.weights import dialects as d
 from tests.weights.writer import write_safetensors
 
@@ -119,7 +120,9 @@ signal.signal = late
 @pytest.mark.parametrize("script", [_ENDLESS, _LATE + _ENDLESS], ids=["at work", "beginning"])
 def test_ctrl_c_ends_all_of_it_without_a_word_from_the_others(script: str) -> None:
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         pids: set[int] = set()
