@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sdbatch.errors import ConfigError, did_you_mean
-from sdbatch.grid.candidate import TEXT_KEYS, choose_keys, hold, rank_keys
-from sdbatch.grid.entry import IMAGE, SWEEP, Entry, Value, label
+from sdbatch.grid.candidate import choose_keys, hold, rank_keys
+from sdbatch.grid.entry import IMAGE, SWEEP, TEXT_KEYS, Entry, Value, label
 
 UNUSED = frozenset({"", "none"})
 """What to type for an axis that must stay empty: `y=none`."""

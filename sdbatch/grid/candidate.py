@@ -6,15 +6,13 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from sdbatch.grid.entry import IMAGE, Entry, Value
+from sdbatch.grid.entry import IMAGE, TEXT_KEYS, Entry, Value
 
 MOST_SECTIONS = 8
 """A third axis is chosen by itself only up to so many values; above, its first value is shown and the footer says so."""
 
 MOST_CANDIDATES = 6
 """So many of the best-ranked parameters are tried as axes."""
-
-TEXT_KEYS = frozenset({"prompt", "negative_prompt"})
 
 
 def rank_keys(differing: Mapping[str, Sequence[Value]]) -> list[str]:

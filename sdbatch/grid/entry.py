@@ -5,9 +5,11 @@ from __future__ import annotations
 # pyright: reportUnknownParameterType=false
 # pyarrow ships no types.
 import json
+import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 import pyarrow as pa
@@ -33,6 +35,8 @@ PARAMETERS = (
     "seed",
 )
 """Columns of a row that are parameters of the image, in the order in which footers and pages show them."""
+
+TEXT_KEYS = frozenset({"prompt", "negative_prompt"})
 
 SWEEP, IMAGE = "sweep", "image"
 """Two more parameters: the sweep's name, and the beginning of the image's id for when nothing else tells images apart."""
@@ -64,7 +68,22 @@ def read_entries(table: pa.Table) -> list[Entry]:
     """Rows as entries, in the rows' order. Columns that the table lacks are left out."""
     wanted = [name for name in NEEDED_COLUMNS if name in table.column_names]
     rows = cast(list[dict[str, Any]], table.select(wanted).to_pylist())
-    return [_to_entry(row) for row in rows]
+    return _without_folders([_to_entry(row) for row in rows])
+
+
+def _without_folders(entries: list[Entry]) -> list[Entry]:
+    """Files of an axis without the folder of this machine that all of them are in."""
+    cut: dict[str, int] = {}
+    for key in dict.fromkeys(key for entry in entries for key in entry.axes):
+        values = {entry.values.get(key) for entry in entries} - {None}
+        paths = [PurePosixPath(value) for value in values if isinstance(value, str) and value.startswith("/")]
+        if key not in TEXT_KEYS and paths and len(paths) == len(values):
+            cut[key] = len(posixpath.commonpath([path.parent for path in paths]).rstrip("/")) + 1
+    return [replace(entry, values={key: _cut(value, cut.get(key, 0)) for key, value in entry.values.items()}) for entry in entries]
+
+
+def _cut(value: Value, letters: int) -> Value:
+    return value[letters:] if isinstance(value, str) else value
 
 
 def _to_entry(row: Mapping[str, Any]) -> Entry:

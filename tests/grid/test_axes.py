@@ -50,6 +50,14 @@ def test_zipped_lists_are_one_axis_with_captions() -> None:
     assert (axes.followers, axes.held) == (("seed",), ())
 
 
+def test_files_are_told_without_the_folder_they_share() -> None:
+    files = ["/home/me/pictures/a.png", "/home/me/pictures/more/b.png"]
+    rows = zipped(**{"task.image": files, "prompt": ["/imagine a fox", "/imagine a dog"], "seed": [1, 2]})
+    entries = read_entries(make_table(*rows))
+    assert [entry.values["task.image"] for entry in entries] == ["a.png", "more/b.png"]
+    assert [entry.values["prompt"] for entry in entries] == ["/imagine a fox", "/imagine a dog"]
+
+
 def test_random_draws_are_shown_image_by_image() -> None:
     draws = zipped(steps=[4, 8, 4, 12, 8, 4], sampler=["a", "b", "b", "a", "a", "b"], seed=[11, 12, 13, 14, 15, 16])
     axes = choose_axes(read_entries(make_table(*draws)))
