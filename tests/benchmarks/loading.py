@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbatch.pipeline.device import Device
 from sdbatch.pipeline.model import Model
 from tests.full.model import write_checkpoint
 from tests.pipeline.models import write_model
@@ -62,8 +63,8 @@ def measure(way: str, folder: Path, temperature: str) -> None:
     recipe = write_checkpoint("sd1", folder, torch.float32)
     path = Path(recipe.checkpoint.path)
     with tempfile.TemporaryDirectory() as scratch:
-        Model(torch.device("cpu")).prepare(write_model(Path(scratch)).recipe())  # what the libraries do once
-    model = Model(torch.device("cpu"))
+        Model(Device("cpu")).prepare(write_model(Path(scratch)).recipe())  # what the libraries do once
+    model = Model(Device("cpu"))
     drop_from_cache(path) if temperature == "cold" else read(path)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall_s, cpu_s = time.perf_counter(), time.process_time()

@@ -11,6 +11,7 @@ import torch
 from sdbatch.cell import Merge, Recipe, WeightFile, content_of, recipe_from
 from sdbatch.errors import WeightFileError
 from sdbatch.merge.checkpoint import Order, make_checkpoint
+from sdbatch.pipeline.device import Device
 from sdbatch.pipeline.model import Model
 from tests.merge.conftest import quiet
 from tests.pipeline.models import TinyModel, save, to_original_keys, write_model
@@ -39,7 +40,7 @@ def test_memory_holds_what_the_merged_file_would(first: TinyModel, other: Weight
     merge = Merge(other, first.checkpoint, "ties", 0.4, density=0.3)
     make_checkpoint(Order(first.checkpoint, tmp_path / "file.safetensors", merge), quiet)
     written = WeightFile("file", str(tmp_path / "file.safetensors"), "file")
-    in_memory, from_file = Model(torch.device("cpu")), Model(torch.device("cpu"))
+    in_memory, from_file = Model(Device("cpu")), Model(Device("cpu"))
     in_memory.prepare(first.recipe(merge=merge))
     from_file.prepare(first.recipe(checkpoint=written))
     for name, module in parts_of(in_memory).items():
@@ -48,7 +49,7 @@ def test_memory_holds_what_the_merged_file_would(first: TinyModel, other: Weight
 
 
 def test_what_the_numbers_do_not_touch_is_kept(first: TinyModel, other: WeightFile) -> None:
-    model = Model(torch.device("cpu"))
+    model = Model(Device("cpu"))
     weights = (0.0, 1.0, 0.0, 0.5, 1.0, 0.0, 1.0, 0.0, 1.0)
     model.prepare(first.recipe(merge=Merge(other, ratio=0.3, blocks=weights)))
     before = parts_of(model)
@@ -66,7 +67,7 @@ def test_a_replaced_part_is_not_merged_again(first: TinyModel, other: WeightFile
     vae = save(
         {name: tensor for name, tensor in to_original_keys(first.pipeline).items() if "first_stage" in name}, tmp_path / "v.safetensors"
     )
-    model = Model(torch.device("cpu"))
+    model = Model(Device("cpu"))
     model.prepare(first.recipe(merge=Merge(other, ratio=0.3), vae=vae))
     before = parts_of(model)["vae"]
     model.prepare(first.recipe(merge=Merge(other, ratio=0.6), vae=vae))
@@ -74,7 +75,7 @@ def test_a_replaced_part_is_not_merged_again(first: TinyModel, other: WeightFile
 
 
 def test_another_family_is_refused_and_leaves_nothing_loaded(first: TinyModel, zoo: Zoo) -> None:
-    model = Model(torch.device("cpu"))
+    model = Model(Device("cpu"))
     with pytest.raises(WeightFileError, match="cannot be merged"):
         model.prepare(first.recipe(merge=Merge(zoo("sdxl").checkpoint)))
     assert model.recipe is None
