@@ -75,7 +75,8 @@ def faults_of(*overrides: str) -> str:
 )
 def test_a_checkpoint_of_another_family_names_the_model_to_use(workspace: Path, model: str, tensors: dialects.Tensors, told: str) -> None:
     write_base(workspace, "other", tensors)
-    assert f"checkpoint: other is {'a transformer without' if 'flux' in told else ''}" in (text := faults_of(f"model={model}", "checkpoint=other"))
+    text = faults_of(f"model={model}", "checkpoint=other")
+    assert f"checkpoint: other is {'a transformer without' if 'flux' in told else ''}" in text
     assert told in text
 
 
