@@ -22,6 +22,7 @@ from tests.adapters.form_parts import FORMS
 from tests.adapters.ip_adapter_files import prepare
 from tests.adapters.table_files import in_form
 from tests.adapters.test_hypernetwork import CASES, write
+from tests.pipeline import upscalers
 from tests.pipeline.gpu import Gpu, fake_gpu
 from tests.pipeline.models import TinyModel, build_controlnet, build_pipeline, make_cell, original_vae, save, write_picture
 from tests.pipeline.test_tasks import write_mask
@@ -154,9 +155,9 @@ def test_pictures_to_start_from_and_to_enlarge(name: str, zoo: Zoo, tmp_path: Pa
         assert_as_on_the_cpu(cells_of(zoo(name), source=start_from, steps=4, upscale=1.5))
 
 
-def test_a_batch_waits_for_no_other(gpu: Gpu, model: TinyModel) -> None:
+def test_a_batch_waits_for_no_other(gpu: Gpu, model: TinyModel, tmp_path: Path) -> None:
     engine = DiffusersEngine("cuda", 1)
-    cells = cells_of(model, upscale=2.0)
+    cells = cells_of(model, model.recipe(dtype="float32", upscaler=upscalers.write("esrgan_x4", tmp_path)))
     expected = [picture.pixels for picture in start(engine, cells).finish()]
     first, second = start(engine, cells), start(engine, cells[::-1])
     pictures = first.finish()
@@ -187,7 +188,7 @@ def test_weights_change_under_no_batch_that_is_still_in_the_making(gpu: Gpu, mod
     """Swapped for the next recipe, or in float32 for a picture that half precision could not hold."""
     other = save(original_vae(build_pipeline(tmp_path / "vocabulary", 4).vae), tmp_path / "soft.safetensors")
     engine = DiffusersEngine("cuda", 1)
-    cells = cells_of(model, model.recipe(dtype="float16"))
+    cells = cells_of(model, model.recipe(dtype="bfloat16"))
     swapped = [replace(cell, recipe=replace(cell.recipe, vae=other)) for cell in cells]
     expected = [start(engine, some).finish() for some in (cells, swapped)]
     batches = [start(engine, some) for some in (cells, swapped, cells)]
