@@ -316,7 +316,8 @@ def test_rows_that_cannot_be_read_for_a_moment_are_not_put_aside(
     part = folder.parts()[0]
     trouble = [option for call in ("openat", "read") for option in ("-e", f"inject={call}:error={error}")]
     # -P: only calls on this file. -e trace comes last and counts: reading is not among the calls of the commit path.
-    result = server.run("make", folder.path, "-P", str(part), "-e", "trace=openat,read", *trouble)
+    # -f: parts are read by threads.
+    result = server.run("make", folder.path, "-f", "-P", str(part), "-e", "trace=openat,read", *trouble)
     assert (result.signal, result.code) == (0, 1), result
     assert words in result.error
     assert part.is_file()
