@@ -123,6 +123,6 @@ def _check_clock(before_s: float, stamp_s: float) -> Finding:
     skew_s = min(0.0, stamp_s - before_s) or max(0.0, stamp_s - time.time())
     if abs(skew_s) > SKEW_S:
         said = f"files are dated {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} this machine's clock"
-        todo = "Run NTP (chrony) on this machine and the file server: claims of dead workers are told by their age."
+        todo = "Run NTP (chrony) on this machine and the file server: nothing is lost by it, but rates and dates will be wrong."
         return warning("folder.clock", said, todo)
     return ok("folder.clock", "files are dated by this machine's clock")
