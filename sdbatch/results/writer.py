@@ -17,6 +17,7 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.png import png_of
 from sdbatch.results.row import ImageFile, Origin, Row, failed_row, row_of
 from sdbatch.results.schema import NAN, OK
+from sdbatch.results.spool import Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ class _Batch:
     is_last: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    place: tuple[int, int]
+    images: Sequence[tuple[Row, bytes]]
+
+
 @dataclass(slots=True)
 class _Open:
     """A block of which some batches are encoded and none is committed."""
@@ -75,15 +82,18 @@ class BlockWriter:
         output: Output,
         on_commit: Callable[[list[Row]], None] | None = None,
         depth: int = 2,
+        spool: Spool | None = None,
     ) -> None:
-        """`on_commit` gets the rows of each committed block, on the writer's thread; `depth` is how many batches may wait."""
+        """`on_commit` gets the rows of each committed block, on the writer's thread; `depth` is how many batches may wait;
+        `spool` keeps the batches of a block until it is committed."""
         self._folder = folder
         self._origin = origin
         self._output = output
         self._on_commit = on_commit
+        self._spool = spool
         self._open: dict[tuple[int, int], _Open] = {}
         self._error: BaseException | None = None
-        self._queue: queue.Queue[_Batch | threading.Event | None] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[_Batch | _Found | threading.Event | None] = queue.Queue(maxsize=depth)
         # A daemon: a main thread that dies without closing must not hang the process.
         self._thread = threading.Thread(target=self._run, name="sdbatch-writer", daemon=True)
         self._thread.start()
@@ -95,6 +105,11 @@ class BlockWriter:
         """
         self._raise()
         self._queue.put(_Batch(place, tuple(outcomes), attempts, is_last))
+
+    def restore(self, place: tuple[int, int], images: Sequence[tuple[Row, bytes]]) -> None:
+        """Add images that were made before, as their rows and PNGs, to the block `place`. It is committed with its last batch."""
+        self._raise()
+        self._queue.put(_Found(place, images))
 
     def flush(self) -> None:
         """Commit all that was put, also blocks that are not complete, and wait for it."""
@@ -135,7 +150,14 @@ class BlockWriter:
             if batch is None:
                 return
 
-    def _take(self, batch: _Batch | threading.Event | None) -> None:
+    def _take(self, batch: _Batch | _Found | threading.Event | None) -> None:
+        if isinstance(batch, _Found):
+            block = self._open.setdefault(batch.place, _Open())
+            for row, data in batch.images:
+                path = self._folder.image_path(row["image_id"], self._output.room, batch.place[0])
+                block.rows.append(row | {"image": path})
+                block.images[path] = data
+            return
         if not isinstance(batch, _Batch):
             for place in list(self._open):
                 self._commit(place)
@@ -146,6 +168,8 @@ class BlockWriter:
         block.images |= images
         if batch.is_last:
             self._commit(batch.place)
+        elif self._spool:
+            self._spool.keep(batch.place, rows, images)
 
     def _commit(self, place: tuple[int, int]) -> None:
         block = self._open.pop(place)
@@ -160,6 +184,8 @@ class BlockWriter:
             good = {row["image_id"]: block.images.pop(row["image"]) for row in rows if row["status"] == OK}
             write_images(self._folder, block.images)
             rows = commit_packed(self._folder, place, rows, good, packing, self._output.room)
+        if self._spool:
+            self._spool.drop(place)
         if self._on_commit:
             self._on_commit(rows)
 

@@ -16,6 +16,7 @@ from sdbatch.pipeline.engine import Engine
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import Origin, Row
+from sdbatch.results.spool import Spool
 from sdbatch.results.writer import BlockWriter, Failure, Output
 from sdbatch.run.attempt import Attempt, Started, Waiting, describe, is_sticky
 from sdbatch.run.batch import Batch, batch_size_name, block_cells, cut_blocks
@@ -62,15 +63,17 @@ class Worker:
         self.engines: dict[str, Engine] = {}
         self.unchanged = Unchanged()
         self.pulse = Pulse(self.reporter)
+        self.spool = Spool(self.folder)
 
     def run(self) -> int:
         """Work until nothing is left or a stop is asked for. Returns the exit code."""
         origin = Origin(self.settings.name, self.place.name)
         try:
             output = Output(self.plan.room, self.settings.format)
-            with self.pulse.beating(), BlockWriter(self.folder, origin, output, self._report) as writer:
+            with self.pulse.beating(), BlockWriter(self.folder, origin, output, self._report, spool=self.spool) as writer:
                 self._work(writer)
         except Stopped:
+            self.spool.close(is_finished=False)
             return self.stop.exit_code
         except FolderError as error:
             self.reporter.send(Refused(str(error)))
@@ -81,6 +84,7 @@ class Worker:
         except Exception as error:
             self.reporter.send(Broken(describe(error)))
             raise
+        self.spool.close(is_finished=True)
         self.reporter.send(Idle())
         return 0
 
@@ -136,8 +140,25 @@ class Worker:
                 log.exception("weights could not be loaded")
             writer.put((shard, 0), [Failure(cell, describe(error)) for cell in cells if cell.image_id not in self.done])
             return
-        todo = cut_blocks(cells, self._batch_size(engine, cells[0]), block_cells(self.plan.cells, self.settings.format), self.done)
+        batch_size, least = self._batch_size(engine, cells[0]), block_cells(self.plan.cells, self.settings.format)
+        todo = cut_blocks(cells, batch_size, least, self.done)
+        if least > 1 and (found := self._restore(shard, todo, writer)):
+            self.done |= found
+            blocks = {batch.block for batch in todo}
+            todo = cut_blocks(cells, batch_size, least, self.done)
+            for block in sorted(blocks - {batch.block for batch in todo}):
+                writer.put((shard, block), ())
         self._make_batches(shard, todo, engine, writer)
+
+    def _restore(self, shard: int, todo: list[Batch], writer: BlockWriter) -> set[str]:
+        """Hand over what a worker that was killed had made of these batches; returns its ids."""
+        found: set[str] = set()
+        for batch in todo:
+            missing = [cell.image_id for cell in batch.cells if cell.image_id not in self.done]
+            if images := list(self.spool.take(missing)):
+                writer.restore((shard, batch.block), images)
+                found.update(row["image_id"] for row, _ in images)
+        return found
 
     def _make_batches(self, shard: int, todo: list[Batch], engine: Engine, writer: BlockWriter) -> None:
         """Denoise batch after batch; decoding and committing one overlaps denoising the next."""

@@ -13,10 +13,11 @@ import pytest
 
 from sdbatch.config.arguments import read_arguments
 from sdbatch.plan.store import PlanFile
+from sdbatch.results.block import PACKINGS
 from sdbatch.results.folder import SweepFolder
 from sdbatch.run.device import find_places
 from sdbatch.run.launch import run_job
-from sdbatch.run.message import Step, parse
+from sdbatch.run.message import Making, Step, parse
 from sdbatch.run.node import Task, find_task, places_of
 from sdbatch.run.outcome import Printed
 from sdbatch.run.prepare import prepare
@@ -126,6 +127,29 @@ def test_a_kill_costs_the_batch_in_the_making_and_no_more(workspace: Path) -> No
     worker.communicate(timeout=30)
     assert len(last) == 2
     assert made(sweep) == 4
+
+
+@pytest.mark.parametrize("form", list(PACKINGS))
+def test_a_kill_costs_no_block_of_what_is_packed(form: str, workspace: Path, sdbatch: Sdbatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches of the block that were made are found by the next worker, beside the folder."""
+    sweep, temporary = workspace / "sweep", workspace / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    plan_only((*REHEARSAL, f"output={form}", "prompt=drill:slow", "seed=range(0,16)", "batch_size=4", "steps=20", "-m"))
+    worker = start(sweep, "device=cpu", "index=0", "workers=1")
+    assert worker.stdout is not None
+    steps = (message for line in worker.stdout if isinstance(message := parse(line), Step))
+    assert len(list(islice(steps, 70))) == 70
+    worker.kill()
+    worker.communicate(timeout=30)
+    assert made(sweep) == 0
+    told, _ = start(sweep, "device=cpu", "index=0", "workers=1").communicate(timeout=60)
+    making = [message for line in told.splitlines() if isinstance(message := parse(line), Making)]
+    assert [len(message.cells) for message in making] == [4], "three batches were made, the last was in the making"
+    assert made(sweep) == 16
+    assert not [path for path in temporary.rglob("*") if path.is_file()]
+    sdbatch("resume", "sweep")
+    check_exact(sweep, 16)
 
 
 def test_what_a_worker_leaves_that_was_busy_before_is_made_here(workspace: Path, sdbatch: Sdbatch) -> None:

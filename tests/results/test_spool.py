@@ -1,0 +1,98 @@
+"""What a killed worker had made of a block is found by the next one, whole, and nobody else's is taken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.row import table_of
+from sdbatch.results.spool import Spool
+from sdbatch.results.writer import Failure, record
+from tests.results.samples import ORIGIN, make_cell, make_picture
+
+ROOM = 20_000
+IDS = [make_cell(seed).image_id for seed in range(3)]
+
+
+def files(temporary: Path) -> list[Path]:
+    return [path for path in temporary.glob("sdbatch-*/**/*") if path.is_file()]
+
+
+def kill(temporary: Path) -> None:
+    """Let the folder of this process be that of one that is gone."""
+    (own,) = (path for path in temporary.glob("sdbatch-*/*/*") if path.is_dir())
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    own.rename(own.with_name(f"{gone.pid}-1"))
+
+
+@pytest.fixture
+def spool(folder: SweepFolder, tmp_path: Path) -> Spool:
+    """One batch of three, of which one failed, kept for a block."""
+    spool = Spool(folder, tmp_path)
+    outcomes = [make_picture(0), Failure(make_cell(1), "no"), make_picture(2)]
+    spool.keep((3, 7), *record(folder, ORIGIN, outcomes, ROOM, shard=3))
+    return spool
+
+
+@pytest.mark.usefixtures("spool")
+def test_the_dead_leave_what_was_good_with_rows_as_they_were(folder: SweepFolder, tmp_path: Path) -> None:
+    kill(tmp_path)
+    rows, images = record(folder, ORIGIN, [make_picture(0), make_picture(2)], ROOM, shard=3)
+    found = list(Spool(folder, tmp_path).take(IDS))
+    assert [data for _, data in found] == list(images.values())
+    now = table_of(rows)["made_at"]
+    again = table_of([row for row, _ in found])
+    assert again.set_column(again.column_names.index("made_at"), "made_at", now).equals(table_of(rows))
+
+
+def test_the_living_keep_theirs_and_the_committed_is_dropped(spool: Spool, folder: SweepFolder, tmp_path: Path) -> None:
+    assert not list(Spool(folder, tmp_path).take(IDS))
+    spool.drop((3, 8))
+    assert len(files(tmp_path)) == 1
+    spool.drop((3, 7))
+    assert not files(tmp_path)
+
+
+@pytest.mark.usefixtures("spool")
+def test_another_sweep_finds_nothing_and_what_is_damaged_is_made_again(folder: SweepFolder, tmp_path: Path) -> None:
+    kill(tmp_path)
+    assert not list(Spool(SweepFolder(tmp_path / "other"), tmp_path).take(IDS))
+    (path,) = files(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    assert [row["image_id"] for row, _ in Spool(folder, tmp_path).take(IDS)] == [IDS[2]]
+    path.write_bytes(data[:600])
+    assert not list(Spool(folder, tmp_path).take(IDS))
+
+
+@pytest.mark.usefixtures("spool")
+def test_the_end_of_a_sweep_leaves_nothing(folder: SweepFolder, tmp_path: Path) -> None:
+    kill(tmp_path)
+    last = Spool(folder, tmp_path)
+    last.close(is_finished=False)
+    assert len(files(tmp_path)) == 1, "a sweep that is stopped may be gone on with"
+    last.close(is_finished=True)
+    assert not list(tmp_path.glob("sdbatch-*/*"))
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(folder: SweepFolder, tmp_path: Path) -> None:
+    trap = tmp_path / f"sdbatch-{os.getuid()}"
+    trap.mkdir()
+    trap.chmod(0o777)
+    Spool(folder, tmp_path).keep((0, 0), *record(folder, ORIGIN, [make_picture(0)], ROOM))
+    assert not files(tmp_path)
+
+
+def test_a_disk_without_room_is_told_and_nothing_else(folder: SweepFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(folder, tmp_path)
+    (tmp_path / f"sdbatch-{os.getuid()}").rmdir()
+    (tmp_path / f"sdbatch-{os.getuid()}").write_text("in the way")
+    for _ in range(2):
+        spool.keep((0, 0), *record(folder, ORIGIN, [make_picture(0)], ROOM))
+    assert len(caplog.records) == 1 and "is not kept" in caplog.text
