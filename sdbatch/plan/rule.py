@@ -105,7 +105,10 @@ RULES: dict[str, Rule] = {
     "guidance_rescale": between(0, 1),
     "width": PIXELS,
     "height": PIXELS,
-    "clip_skip": between(1, 12),
+    "clip_skip": Rule(  # how far it goes, the family tells
+        lambda value: type(value) is int and value >= 1,
+        lambda value: f"{value} is no layer; 1 is the last of the text encoder, 2 the one before.",
+    ),
     "upscaler.scale": optional(SCALE),
     "upscaler.tile_px": Rule(
         lambda value: value == 0 or TILE.test(value), lambda value: f"{TILE.message(value)} 0 enlarges the picture as a whole."
