@@ -72,7 +72,7 @@ class Clock:
 
 
 def seconds_told(ended: Ended) -> float:
-    found = re.search(r"images made in (\d+) s", ended.told)
+    found = re.search(r"images? made in (\d+) s", ended.told)
     assert found, ended.told
     return float(found[1])
 
