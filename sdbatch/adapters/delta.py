@@ -99,6 +99,9 @@ class Rotated:
 
 Form = Term | Decomposed | Generalised | Rotated
 
+_CHUNK = 2**20
+"""So many numbers of a weight are computed at a time: what stays in a processor's cache is neither written to memory nor read back."""
+
 NAMES: dict[type, str] = {Decomposed: "DoRA", Generalised: "GLoRA", Rotated: "OFT", InputScale: "IA3", OutputScale: "IA3"}
 """What the forms that depend on W are called."""
 
@@ -231,19 +234,23 @@ def _along(factor: Tensor, axis: int, dims: int) -> Tensor:
 
 
 def _decomposed(form: Decomposed, base: Tensor) -> tuple[Term, ...]:
-    across = [dim for dim in range(base.dim()) if dim != form.axis]
-    lengths = _merged(form.inner, base).square_().sum(across).sqrt_()
-    factor = form.magnitude.to(base.device) / (lengths + torch.finfo(torch.float32).eps)
+    factor = form.magnitude.to(base.device) / (_lengths(form.inner, form.axis, base) + torch.finfo(torch.float32).eps)
     scale = OutputScale(factor - 1) if form.axis == 0 else InputScale(factor - 1)
     return scale, _times(form.inner, factor, form.axis, base)
 
 
-def _merged(term: LowRank | Dense | Kronecker, base: Tensor) -> Tensor:
-    """W + D in float32, fresh, in one pass where that can be."""
+def _lengths(term: LowRank | Dense | Kronecker, axis: int, base: Tensor) -> Tensor:
+    """|W + D| of each output (axis 0) or input, in float32; W + D is never whole where that can be."""
+    across = [dim for dim in range(base.dim()) if dim != axis]
     if not isinstance(term, LowRank):
-        return base.float() + to_dense(term, base)
+        return (base.float() + to_dense(term, base)).square_().sum(across).sqrt_()
     up, down = term.up.to(base.device).flatten(1), term.down.to(base.device).flatten(1)
-    return torch.addmm(base.float().flatten(1), up, down).reshape(base.shape)
+    rows = max(1, _CHUNK // base[0].numel())
+    squares = [
+        torch.addmm(weight.float().flatten(1), some, down).square_().view(weight.shape).sum(across)
+        for weight, some in zip(base.split(rows), up.split(rows), strict=True)
+    ]
+    return (torch.cat(squares) if axis == 0 else torch.stack(squares).sum(0)).sqrt_()
 
 
 def _times(term: LowRank | Dense | Kronecker, factor: Tensor, axis: int, base: Tensor) -> Term:
