@@ -55,6 +55,8 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """Images of a block that were made before, as rows and PNGs."""
+
     place: tuple[int, int]
     images: Sequence[tuple[Row, bytes]]
 
@@ -150,26 +152,27 @@ class BlockWriter:
             if batch is None:
                 return
 
-    def _take(self, batch: _Batch | _Found | threading.Event | None) -> None:
-        if isinstance(batch, _Found):
-            block = self._open.setdefault(batch.place, _Open())
-            for row, data in batch.images:
-                path = self._folder.image_path(row["image_id"], self._output.room, batch.place[0])
-                block.rows.append(row | {"image": path})
-                block.images[path] = data
-            return
-        if not isinstance(batch, _Batch):
-            for place in list(self._open):
-                self._commit(place)
-            return
-        rows, images = record(self._folder, self._origin, batch.outcomes, self._output.room, batch.attempts, batch.place[0])
-        block = self._open.setdefault(batch.place, _Open())
+    def _take(self, item: _Batch | _Found | threading.Event | None) -> None:
+        match item:
+            case _Batch(place, outcomes, attempts, is_last):
+                rows, images = record(self._folder, self._origin, outcomes, self._output.room, attempts, place[0])
+                self._add(place, rows, images)
+                if is_last:
+                    self._commit(place)
+                elif self._spool:
+                    self._spool.keep(place, rows, images)
+            case _Found(place, found):
+                paths = [self._folder.image_path(row["image_id"], self._output.room, place[0]) for row, _ in found]
+                rows = [row | {"image": path} for path, (row, _) in zip(paths, found, strict=True)]
+                self._add(place, rows, {path: data for path, (_, data) in zip(paths, found, strict=True)})
+            case _:
+                for place in list(self._open):
+                    self._commit(place)
+
+    def _add(self, place: tuple[int, int], rows: Sequence[Row], images: Mapping[str, bytes]) -> None:
+        block = self._open.setdefault(place, _Open())
         block.rows += rows
         block.images |= images
-        if batch.is_last:
-            self._commit(batch.place)
-        elif self._spool:
-            self._spool.keep(batch.place, rows, images)
 
     def _commit(self, place: tuple[int, int]) -> None:
         block = self._open.pop(place)

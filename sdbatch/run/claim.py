@@ -13,14 +13,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from sdbatch.results.disk import Process, explained, temporary_name
 from sdbatch.results.folder import GROUP_SHARDS
+from sdbatch.run.beside import repeating
 from sdbatch.run.lease import Clock, Observer, Owner, Seen, create, signature_of
 
 FINISHED = "finished.json"
@@ -209,24 +209,9 @@ class Claims:
             ranges = []
         return frozenset(shard for first, last in ranges for shard in range(first, last + 1))
 
-    @contextmanager
-    def beating(self, every_s: float = HEARTBEAT_S, on_lost: Callable[[int], None] | None = None) -> Generator[None]:
+    def beating(self, every_s: float = HEARTBEAT_S) -> AbstractContextManager[None]:
         """Touch the held claims from a thread of its own until the block is left."""
-        over = threading.Event()
-
-        def run() -> None:
-            while not over.wait(every_s):
-                for shard in self.beat():
-                    if on_lost is not None:
-                        on_lost(shard)
-
-        thread = threading.Thread(target=run, name="sdbatch-heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeating(self.beat, every_s, "sdbatch-heartbeat")
 
 
 def claim_path(folder: Path, shard: int) -> Path:

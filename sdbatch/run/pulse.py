@@ -6,12 +6,12 @@ told from a worker that hangs; what hangs within the engine stays silent.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from sdbatch.run.beside import repeating
 from sdbatch.run.message import Blocked, Loading, Reporter
 
 PULSE_S = 2.0
@@ -27,6 +27,7 @@ class Pulse:
         self._every_s = every_s
         self._blocked_since_s: float | None = time.monotonic()
         self._loading: str | None = None
+        self._read_bytes = bytes_read()
 
     @contextmanager
     def busy(self) -> Generator[None]:
@@ -48,27 +49,17 @@ class Pulse:
         finally:
             self._loading = None
 
-    @contextmanager
-    def beating(self) -> Generator[None]:
+    def beating(self) -> AbstractContextManager[None]:
         """Speak until the block is left."""
-        over = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(over,), name="sdbatch-pulse", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return repeating(self._beat, self._every_s, "sdbatch-pulse")
 
-    def _beat(self, over: threading.Event) -> None:
-        read = bytes_read()
-        while not over.wait(self._every_s):
-            before, read = read, bytes_read()
-            since_s, loading = self._blocked_since_s, self._loading
-            if since_s is not None and (blocked_s := time.monotonic() - since_s) >= self._every_s:
-                self._reporter.send(Blocked(round(blocked_s, 1)))
-            elif loading is not None and read - before > TRICKLE_BYTES:
-                self._reporter.send(Loading(loading))
+    def _beat(self) -> None:
+        before, self._read_bytes = self._read_bytes, bytes_read()
+        since_s, loading = self._blocked_since_s, self._loading
+        if since_s is not None and (blocked_s := time.monotonic() - since_s) >= self._every_s:
+            self._reporter.send(Blocked(round(blocked_s, 1)))
+        elif loading is not None and self._read_bytes - before > TRICKLE_BYTES:
+            self._reporter.send(Loading(loading))
 
 
 def bytes_read() -> int:

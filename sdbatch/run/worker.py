@@ -140,25 +140,24 @@ class Worker:
                 log.exception("weights could not be loaded")
             writer.put((shard, 0), [Failure(cell, describe(error)) for cell in cells if cell.image_id not in self.done])
             return
-        batch_size, least = self._batch_size(engine, cells[0]), block_cells(self.plan.cells, self.settings.format)
-        todo = cut_blocks(cells, batch_size, least, self.done)
-        if least > 1 and (found := self._restore(shard, todo, writer)):
-            self.done |= found
-            blocks = {batch.block for batch in todo}
-            todo = cut_blocks(cells, batch_size, least, self.done)
-            for block in sorted(blocks - {batch.block for batch in todo}):
-                writer.put((shard, block), ())
-        self._make_batches(shard, todo, engine, writer)
+        self._make_batches(shard, self._todo(shard, cells, self._batch_size(engine, cells[0]), writer), engine, writer)
 
-    def _restore(self, shard: int, todo: list[Batch], writer: BlockWriter) -> set[str]:
-        """Hand over what a worker that was killed had made of these batches; returns its ids."""
-        found: set[str] = set()
+    def _todo(self, shard: int, cells: list[Cell], batch_size: int, writer: BlockWriter) -> list[Batch]:
+        """What is to be made of a shard; what a killed worker had made of its open block is handed over instead."""
+        least = block_cells(self.plan.cells, self.settings.format)
+        todo = cut_blocks(cells, batch_size, least, self.done)
+        missing = (cell.image_id for cell in cells if cell.image_id not in self.done)
+        found = {row["image_id"]: (row, data) for row, data in self.spool.take(missing)}
+        if not found:
+            return todo
         for batch in todo:
-            missing = [cell.image_id for cell in batch.cells if cell.image_id not in self.done]
-            if images := list(self.spool.take(missing)):
+            if images := [found[cell.image_id] for cell in batch.cells if cell.image_id in found]:
                 writer.restore((shard, batch.block), images)
-                found.update(row["image_id"] for row, _ in images)
-        return found
+        self.done |= found.keys()
+        left = cut_blocks(cells, batch_size, least, self.done)
+        for block in sorted({batch.block for batch in todo} - {batch.block for batch in left}):
+            writer.put((shard, block), ())
+        return left
 
     def _make_batches(self, shard: int, todo: list[Batch], engine: Engine, writer: BlockWriter) -> None:
         """Denoise batch after batch; decoding and committing one overlaps denoising the next."""
