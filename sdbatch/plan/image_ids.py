@@ -1,4 +1,4 @@
-"""ImageIds the images of some cells at a time: what is constant is summed once per configuration, values once per column."""
+"""The ids of the images of some cells at a time: what is constant is summed once per configuration, values once per column."""
 
 from __future__ import annotations
 

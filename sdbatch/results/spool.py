@@ -101,7 +101,7 @@ class Spool:
             found = self._user.lstat()
         except OSError:
             return False
-        return found.st_uid == os.getuid() and not found.st_mode & 0o077 and not self._user.is_symlink()
+        return found.st_uid == os.getuid() and not found.st_mode & 0o077  # nor a link, whose mode is 777
 
     def _dead(self) -> Iterator[Path]:
         """The folders of workers that do not run any more."""

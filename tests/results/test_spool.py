@@ -81,10 +81,15 @@ def test_the_end_of_a_sweep_leaves_nothing(folder: SweepFolder, tmp_path: Path) 
     assert not list(tmp_path.glob("sdbatch-*/*"))
 
 
-def test_a_folder_that_others_may_write_to_is_not_used(folder: SweepFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_folder_that_others_may_write_to_is_not_used(is_link: bool, folder: SweepFolder, tmp_path: Path) -> None:
     trap = tmp_path / f"sdbatch-{os.getuid()}"
-    trap.mkdir()
-    trap.chmod(0o777)
+    if is_link:
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        trap.symlink_to(tmp_path / "elsewhere")
+    else:
+        trap.mkdir()
+        trap.chmod(0o777)
     Spool(folder, tmp_path).keep((0, 0), *record(folder, ORIGIN, [make_picture(0)], ROOM))
     assert not files(tmp_path)
 
