@@ -171,3 +171,15 @@ assert not {"pandas", "torch", "omegaconf"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["files", "webdataset"])
+def test_images_that_were_made_before_are_committed_with_the_rest_of_their_block(form: str, folder: SweepFolder) -> None:
+    room = 20_000
+    rows, images = record(folder, ORIGIN, [make_picture(0)], room, shard=9)  # of a plan in which they had another place
+    with BlockWriter(folder, ORIGIN, Output(room, form)) as writer:
+        writer.restore((3, 0), [(row, images[row["image"]]) for row in rows])
+        writer.put((3, 0), [make_picture(1)])
+    assert committed(folder).done == {make_cell(seed).image_id for seed in (0, 1)}
+    assert len(folder.parts()) == 1
+    assert verify(folder, full=True).is_sound
