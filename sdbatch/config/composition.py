@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, cast
 
-from omegaconf import AnyNode, BooleanNode, DictConfig, EnumNode, OmegaConf
+from omegaconf import AnyNode, BooleanNode, DictConfig, EnumNode, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.cell import STACKS
@@ -20,6 +20,8 @@ from sdbatch.errors import ConfigError, did_you_mean
 
 LITERAL_KEYS = ("prompt", "negative_prompt")
 """Keys whose text is data: never interpolated, whatever it holds."""
+MATRIX_TEXTS = (*LITERAL_KEYS, "text")
+"""The same within `matrix`."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,20 @@ def to_plain(tree: DictConfig, literals: Mapping[str, str]) -> dict[str, Any]:
             texts[key] = str(cast(Any, node)._value()).replace("\\${", "${")
     for key in texts:
         tree[key] = ""
+    _keep_texts(tree._get_node("matrix"))
     plain = resolved(tree)
     plain.update(texts)
     return cast(dict[str, Any], _missing_to_none(plain))
+
+
+def _keep_texts(node: Any, is_text: bool = False) -> None:
+    """Escape what OmegaConf would interpolate in the prompts of a matrix: they are data there too."""
+    if isinstance(node, DictConfig | ListConfig):
+        if not node._is_none() and not node._is_interpolation():
+            for key in cast(Iterable[Any], node if isinstance(node, DictConfig) else range(len(node))):
+                _keep_texts(node._get_node(key), is_text or key in MATRIX_TEXTS)
+    elif is_text and isinstance(text := node._value(), str):
+        node._set_value(text.replace("\\${", "${").replace("${", "\\${"))
 
 
 def resolved(node: DictConfig, path: str = "") -> dict[str, Any]:

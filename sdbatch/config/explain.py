@@ -70,7 +70,11 @@ def explain(error: Exception, vocabulary: Vocabulary, overrides: Sequence[str] =
             # Without a single file there is no such group, so Hydra takes the stack for a value.
             return f"{match[1]}: there is no {match[1]} file in the models folders. Put one into {vocabulary.catalog.target(match[1])}."
         # What a resolver of ours says stands after OmegaConf's own words.
-        return f"{match[1]}: {plainly(str(cause)).rpartition('ConfigError raised while resolving interpolation: ')[2]}"
+        said = plainly(str(cause)).rpartition("ConfigError raised while resolving interpolation: ")[2]
+        if missing := re.match(r"Interpolation key '(.+?)' not found", said):
+            named = f"${{{missing[1]}}}"
+            return f"{match[1]}: {named} refers to a key that there is not. Where the characters themselves are meant: \\{named}"
+        return f"{match[1]}: {said}"
     return "\n".join(dict.fromkeys(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line))
 
 

@@ -31,6 +31,7 @@ CASES = [
     ["batch_size=0"],
     ["prompt=x", "name=../etc"],
     ["name='${oc.env:HOME}'"],
+    ["name='${nam}'"],
     ["matrix.product={seed:5}"],
     ["matrix.zip={seed:[1,2],steps:[3]}"],
     ["matrix.prompts.file=gone.txt"],

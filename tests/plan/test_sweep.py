@@ -131,6 +131,25 @@ def test_a_prompt_with_interpolation_in_yaml_is_text(workspace: Path) -> None:
     assert plan_of("experiment=odd", sweep=False).cell(0).prompt == "costs ${steps} coins"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "matrix.list=[{prompt:'PROMPT',width:64}]",
+        "matrix.product={prompt:['PROMPT']}",
+        "matrix.zip={prompt:['PROMPT'],seed:[1]}",
+        "matrix.prompts.text=['PROMPT']",
+    ],
+)
+@pytest.mark.parametrize("prompt", ["a ${x} fox", "costs \\${steps} coins"])
+def test_a_prompt_within_a_matrix_is_text(written: str, prompt: str) -> None:
+    assert plan_of(written.replace("PROMPT", prompt)).cell(0).prompt == prompt.replace("\\", "")
+
+
+def test_a_prompt_with_interpolation_can_be_left_out() -> None:
+    plan = plan_of("matrix.prompts.text=['a ${x} fox',b]", "matrix.exclude=[{prompt:'a ${x} fox'}]")
+    assert [plan.cell(index).prompt for index in range(len(plan))] == ["b"]
+
+
 def test_the_folder_stays_when_an_axis_grows_and_changes_with_what_is_fixed() -> None:
     short, long = job_of("seed=range(0,2)", "lora=red,blue"), job_of("seed=range(0,9)", "lora=red")
     assert short.out != job_of("seed=range(0,2)", "lora=red,blue", "steps=9").out
