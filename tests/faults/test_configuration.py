@@ -118,7 +118,7 @@ DETOURS = [
     ["paths.outputs=${oc.env:HARMLESS}", '+sampler.options.note="${oc.select:paths.outputs}"'],
     ["tracking.uri=${oc.env:HARMLESS}", 'model.name="${tracking.uri}"'],
     ["tracking.experiment=${oc.env:HARMLESS}"],
-    ['+matrix.product={negative_prompt:["${oc.env:HARMLESS}"]}'],
+    ['+matrix.product={model.name:["${oc.env:HARMLESS}"]}'],
     ["+sampler.options.note=\"${oc.decode:'${oc.env:HARMLESS}'}\""],
     ["out=${oc.env:MY_API_TOKEN}"],
     ["tracking.uri=http://example.org/${oc.env:AWS_SECRET_ACCESS_KEY}"],
@@ -133,6 +133,13 @@ def test_no_detour_brings_the_environment_into_a_result(overrides: list[str], mo
     with pytest.raises(SdbatchError, match=r"environment variables can be used only in|a variable of this name holds a secret") as refused:
         plan_of(*overrides)
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("written", ["negative_prompt=${oc.env:HARMLESS}", '+matrix.product={negative_prompt:["${oc.env:HARMLESS}"]}'])
+@pytest.mark.usefixtures("workspace")
+def test_a_prompt_that_names_the_environment_is_text(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARMLESS", SECRET)
+    assert plan_of(written, sweep="matrix" in written).cell(0).negative_prompt == "${oc.env:HARMLESS}"
 
 
 def test_folders_and_servers_may_come_from_the_environment(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
