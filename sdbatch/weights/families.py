@@ -46,56 +46,81 @@ BY_NAME: dict[str, FamilyFacts] = {facts.name: facts for facts in FAMILIES}
 BY_UNET_WIDTH: dict[int, str] = {128: "tiny", 768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl"}
 """Cross-attention width of a UNet or of its adapter -> family. 1280 is the SDXL refiner, which reads one text encoder."""
 
-BY_TRANSFORMER_WIDTH: dict[int, str] = {3072: "flux", 1536: "sd3", 2432: "sd3"}
-"""Width of an adapter's transformer -> family, where its names tell no more than `transformer_blocks`."""
+BY_TRANSFORMER_WIDTH: dict[int, str] = {3072: "flux", 1536: "sd3", 2432: "sd3", 6144: "flux2"}
+"""Width of an adapter's transformer -> family, where its names tell no more than `transformer_blocks` or FLUX's own."""
 
 UNET_RULES: tuple[Rule, ...] = (
     Rule("kandinsky2", any=("encoder_hid_proj.image_embeds.",)),
     Rule("kolors", any=("encoder_hid_proj.weight$",), all=("add_embedding.linear_1.weight$",)),
-    Rule("animatediff", any=(".motion_modules.0.temporal_transformer.",)),
-    Rule("svd", any=("time_mixer.mix_factor$", "time_stack.")),
+    Rule("kandinsky3", any=("add_time_condition.attention.",)),
+    Rule("dreamlite", any=("down_blocks.0.resnets.0.conv1.depthwise.",)),
+    Rule("animatediff", any=(".motion_modules.0.", "_motion_modules_0_")),
+    Rule("svd", any=("time_mixer.mix_factor$", "time_stack.", "temporal_transformer_blocks")),
+    Rule("modelscope", any=(".temp_convs.",)),
 )
-"""UNets that the width alone would call something else."""
+"""UNets, and adapters of them, that the width alone would call something else."""
 
 TRANSFORMER_RULES: tuple[Rule, ...] = (
-    Rule("cascade", any=("clip_txt_mapper.weight$", "clip_txt_pooled_mapper.weight$")),
-    Rule("flux2", any=("single_stream_modulation.lin.weight$", "double_stream_modulation_img.")),
+    Rule("cascade", any=("clip_txt_mapper.weight$", "clip_txt_pooled_mapper.weight$", "effnet_mapper.0.weight$")),
+    Rule("flux3", any=("early_stream_modulations.", "ref_time_in.in_layer.")),
+    Rule("flux2", any=("single_stream_modulation.lin", "double_stream_modulation_img.")),
     Rule("chroma", any=("distilled_guidance_layer.",)),
     Rule("hunyuan_video", any=("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")),
-    Rule("bria", all=("single_transformer_blocks.0.", "time_embed.timestep_embedder."), none=("time_text_embed.",)),
-    Rule("flux", any=("double_blocks.0.img_attn.norm.", "double_blocks.0.img_attn.qkv.", "single_transformer_blocks.0.proj_mlp.")),
+    Rule("ovis", any=("double_blocks.0.img_mlp.gate_proj.", "context_embedder_norm.weight$")),
+    # Its relatives do not read the summary of CLIP.
+    Rule("flux", any=("double_blocks.0.img_attn.norm.", "double_blocks.0.img_attn.qkv."), all=("vector_in.in_layer.",)),
+    Rule("flux", all=("single_transformer_blocks.0.", "time_text_embed.text_embedder.")),
+    Rule("longcat", any=("double_blocks.0.img_attn.qkv.",), all=("single_blocks.0.linear1.",)),
+    Rule("bria or longcat", all=("single_transformer_blocks.0.attn.", "time_embed.timestep_embedder."), none=("time_text_embed.",)),
     Rule("hidream", any=("double_stream_blocks.0.block.",)),
     Rule("sd3", any=("joint_blocks.0.context_block.",)),
     Rule("auraflow", any=("double_layers.0.attn.w1q.", "joint_transformer_blocks.0.")),
-    Rule("qwen_image", any=("transformer_blocks.0.img_mlp.", "txt_norm.weight$"), all=("transformer_blocks.0.attn.add_k_proj.",)),
+    Rule("qwen_image", all=("transformer_blocks.0.img_mlp.", "transformer_blocks.0.attn.add_k_proj.")),
+    Rule("qwen_image", any=("txt_in.text_norm.weight$",)),
+    Rule("krea2", any=("txtfusion.projector.weight$", "text_fusion.projector.weight$")),
+    Rule("ideogram4", any=("llm_cond_proj.weight$",)),
     Rule("sd3", all=("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.weight$")),
+    Rule("glm_image", any=("glyph_projector.",)),
     Rule("cogview", all=("time_condition_embed.", "patch_embed.text_proj.")),
     Rule("cogvideo", all=("transformer_blocks.0.norm1.linear.weight$", "patch_embed.text_proj.")),
+    Rule("bria", any=("perceiver.latent_queries$",)),
     Rule("z_image", any=("layers.0.adaLN_modulation.0.weight$",)),
+    Rule("omnigen2", any=("ref_image_patch_embedder.",)),
     Rule("lumina2", any=("cap_embedder.0.weight$", "time_caption_embed.caption_embedder.")),
+    Rule("ernie_image", any=("layers.0.adaLN_sa_ln.weight$",)),
+    Rule("pixart", all=("blocks.0.cross_attn.q_linear.", "blocks.0.mlp.fc1.")),
     Rule("sana", any=("blocks.0.cross_attn.q_linear.",)),
     Rule("sana", all=("caption_projection.linear_1.weight$", "transformer_blocks.0.ff.conv_inverted.")),
     Rule("ltx", any=("patchify_proj.weight$",)),
     Rule("ltx", all=("transformer_blocks.0.scale_shift_table$", "transformer_blocks.0.attn1.norm_q.")),
     Rule("pixart", all=("caption_projection.linear_1.weight$", "adaln_single.linear.weight$")),
     Rule("hunyuan_dit", any=("text_embedding_padding$", "blocks.0.default_modulation.")),
-    Rule("wan", any=("head.modulation$", "condition_embedder.time_embedder.")),
+    Rule("wan", any=("head.modulation$", "condition_embedder.time_embedder."), none=("double_blocks.",)),
     Rule("mochi", any=("blocks.0.attn.qkv_x.weight$", "time_embed.pooler.")),
-    Rule("cosmos", any=("^net.x_embedder.proj.1.weight$",)),
-    Rule("flux", any=("single_transformer_blocks.0.",)),
+    Rule("kandinsky5", any=("visual_transformer_blocks.0.",)),
+    Rule("anima", any=("llm_adapter.blocks.0.",)),
+    Rule("cosmos", any=("x_embedder.proj.1.weight$", "learnable_pos_embed.pos_emb_h$")),
 )
 
 ADAPTER_RULES: tuple[Rule, ...] = (
     Rule("chroma", any=("distilled_guidance_layer",)),
-    Rule("flux", any=("double_blocks_0_img_attn", "double_blocks.0.img_attn", "double_blocks_", "single_blocks_")),
-    Rule(
-        "flux",
-        any=("double_blocks.", "single_transformer_blocks.", "single_transformer_blocks_", "lora_transformer_single_transformer_blocks"),
-    ),
+    Rule("flux3", any=("mode_blocks.image.", "early_stream_modulations.")),
+    Rule("flux2", any=("to_qkv_mlp_proj.", "to_qkv_mlp_proj_", "double_stream_modulation_img")),
+    Rule("auraflow", any=("joint_transformer_blocks.", "joint_transformer_blocks_", "double_layers.")),
+    Rule("hidream", any=("double_stream_blocks.", "double_stream_blocks_")),
+    Rule("hunyuan_video", any=("token_refiner", "double_blocks.0.img_attn_qkv.", "double_blocks_19_", "single_blocks_38_")),
+    Rule("hunyuan_video", any=("double_blocks.19.", "single_blocks.38.", "single_transformer_blocks.38.")),  # FLUX.1 has 19 and 38
+    Rule("flux", any=("double_blocks_", "single_blocks_", "double_blocks.", "single_blocks.", "single_transformer_blocks")),
     Rule("sd3", any=("joint_blocks_", "joint_blocks.")),
-    Rule("qwen_image", any=("transformer_blocks.0.img_mlp.", "transformer_blocks_0_img_mlp")),
+    Rule("qwen_image", any=("transformer_blocks.0.img_mlp.", "transformer_blocks_0_img_mlp", "blocks.40.attn.add_", "blocks_40_attn_add_")),
     Rule("sdxl", any=("attentions_0_transformer_blocks_1_", "attentions.0.transformer_blocks.1.", "_1_transformer_blocks_1_attn")),
-    Rule("wan", any=("blocks.0.cross_attn.k.", "blocks_0_cross_attn_k")),
+    Rule("cosmos", any=("blocks.0.self_attn.q_proj.", "blocks_0_self_attn_q_proj.")),
+    Rule(
+        "wan",
+        any=("blocks.0.cross_attn.k.", "blocks_0_cross_attn_k", "^transformer.blocks.0.attn1.", "^diffusion_model.blocks.0.self_attn."),
+    ),
+    Rule("z_image", any=("layers.0.attention.to_q.", "layers_0_attention_to_q.")),
+    Rule("lumina2", any=("layers.0.attention.qkv.", "layers_0_attention_qkv.", "layers.0.attn.to_q.")),
     Rule("sdxl", any=("lora_te2_", "text_encoder_2."), none=("lora_te3_",)),
 )
 """Families of adapters whose modules do not tell the width of the text."""

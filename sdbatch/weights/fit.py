@@ -19,6 +19,7 @@ _ARTICLED = {
     "upscaler": "an upscaler",
     "image_encoder": "an image encoder",
     "motion_module": "a motion module",
+    "style_model": "a style model (Redux)",
     "unknown": "of no known kind",
 }
 
@@ -63,9 +64,11 @@ _TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _NOT_RUN: dict[tuple[str, str], str] = {
     ("vae", "taesd"): "a small stand-in for previews; choose a full VAE",
     ("vae", "dc-ae"): "a deep-compression autoencoder; choose the VAE of the model's family",
+    ("vae", "video"): "an autoencoder of videos (Wan, Qwen-Image); choose the VAE of the model's family",
     ("vae", "decoder"): "a decoder without an encoder; choose a full VAE",
     ("controlnet", "control-lora"): "a Control-LoRA; choose a full ControlNet",
     ("controlnet", "lllite"): "a ControlNet-LLLite; choose a full ControlNet",
+    ("controlnet", "xs"): "a ControlNet-XS; choose a full ControlNet",
     ("controlnet", "union"): "several ControlNets in one; choose one for a single task",
     ("controlnet", "t2i"): "which is no ControlNet; choose a ControlNet for the same task",
     ("embedding", "output"): "trained on the outputs of the text encoder, which is not run; choose one of its words",
@@ -79,6 +82,12 @@ _NOT_RUN: dict[tuple[str, str], str] = {
     ("checkpoint", "upscale"): "which only enlarges pictures; choose another checkpoint",
     ("checkpoint", "control"): "which needs a control picture as input; choose another checkpoint",
     ("checkpoint", "fill"): "which needs a mask as input; choose another checkpoint",
+    ("checkpoint", "edm"): "trained for EDM's schedule (Playground v2.5, CosXL), which is not run; choose another checkpoint",
+    ("checkpoint", "lcm"): "which takes the guidance as an input; use a checkpoint of its family with an LCM LoRA",
+    ("checkpoint", "unclip"): "which needs a picture as input; choose another checkpoint",
+    ("checkpoint", "distilled"): "an SDXL with fewer layers (SSD-1B, Vega, KOALA); use its diffusers folder",
+    ("checkpoint", "quantised"): "whose weights are packed into 4 bits (NF4, SVDQuant); choose its fp8, fp16 or bf16 version",
+    ("lora", "control"): "which makes the model take a control picture as input; choose another LoRA",
 }
 """(group, variant) -> why sdbatch does not run it."""
 

@@ -121,9 +121,12 @@ def _to_family(header: Header, keys: Keys, kind: str, width: int | None, widths:
 
 
 def _to_lora_family(header: Header, keys: Keys, lora: LoraFacts) -> str | None:
-    by_shape = BY_UNET_WIDTH.get(lora.cross_attention_width or 0) or first_match(ADAPTER_RULES, keys)
-    by_shape = by_shape or BY_TRANSFORMER_WIDTH.get(lora.transformer_width or 0)
-    if known := by_shape or training.find_family(header.metadata):
+    found = first_match(UNET_RULES, keys) or BY_UNET_WIDTH.get(lora.cross_attention_width or 0) or first_match(ADAPTER_RULES, keys)
+    if lora.transformer_width and found in (None, "flux"):
+        found = BY_TRANSFORMER_WIDTH.get(lora.transformer_width)
+    if found == "flux" and training.is_for_chroma(header.metadata):
+        return "chroma"
+    if known := found or training.find_family(header.metadata):
         return known
     # Numbered text encoders are those of SDXL, SD 3 and FLUX: the first alone does not tell which.
     return None if keys.has("^lora_te1_") else _family_of_widths(lora.embedding_widths)

@@ -22,7 +22,7 @@ GROUP_OF_KIND: dict[str, str] = {
     "image_encoder": "image_encoder",
     "upscaler": "upscaler",
 }
-"""Kind -> config group that takes it. Motion modules have none."""
+"""Kind -> config group that takes it. Motion modules and style models have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Identity:
 
     path: Path
     kind: str
-    """A key of GROUP_OF_KIND, `motion_module`, or `unknown`. `denoiser`: a UNet or transformer alone."""
+    """A key of GROUP_OF_KIND, `motion_module`, `style_model`, or `unknown`. `denoiser`: a UNet or transformer alone."""
     format: str
     """`safetensors`, `pickle` or `folder`."""
     size: int

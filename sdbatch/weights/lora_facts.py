@@ -48,6 +48,10 @@ _BLOCKS: tuple[tuple[re.Pattern[str], str], ...] = (
 """Where any other module sits; the first that matches."""
 
 
+_UNET_BLOCKS = ("down_", "mid", "up_", "in_", "out_")
+_TEXT_READERS = ("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")
+
+
 @dataclass(frozen=True, slots=True)
 class BlockFacts:
     """The adapted modules of one block."""
@@ -171,7 +175,8 @@ def _to_input_width(module: _Module) -> int | None:
 
 def _find_cross_attention_width(modules: Mapping[str, _Module]) -> int | None:
     for module in modules.values():
-        if module.name.endswith(("attn2_to_k", "attn2_to_v", "attn2_processor_to_k", "attn2_processor_to_v")):
+        # Transformers of other families have an `attn2` too.
+        if module.name.endswith(_TEXT_READERS) and _to_block(module.name).startswith(_UNET_BLOCKS):
             return _to_input_width(module)
     return None
 

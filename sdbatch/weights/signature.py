@@ -45,6 +45,7 @@ KIND_RULES: tuple[Rule, ...] = (
     Rule("lora", any=(".diff$", ".diff_b$")),
     Rule("embedding", any=("^emb_params$", "^string_to_param.", "^clip_l$", "^clip_g$", "^bundle_emb.")),
     Rule("hypernetwork", any=(".0.linear.0.weight$", ".0.linear1.weight$"), all=(".0.linear", ".1.linear"), none=("single_blocks.",)),
+    Rule("style_model", any=("^redux_up.weight$", "^style_embedding$")),
     Rule("motion_module", any=(".motion_modules.0.",), none=("conv_in.weight$", "input_blocks.0.0.weight$")),
     *(replace(rule, label="upscaler") for rule in UPSCALER_RULES),
     Rule("upscaler", any=(".residual_group.blocks.0.attn.relative_position_bias_table$", "^layers.0.residual_group.", "^to_feat.weight$")),
@@ -83,6 +84,7 @@ PART_RULES: tuple[Rule, ...] = (
 """Parts of a checkpoint; every row that matches adds its part."""
 
 VAE_RULES: tuple[Rule, ...] = (
+    Rule("video", any=("decoder.norm_out.gamma$", "decoder.middle.0.residual.0.gamma$", "decoder.conv_in.conv.weight$", ".time_conv_out.")),
     Rule("vae", any=("decoder.conv_in.weight$",), all=("encoder.",)),
     Rule("taesd", any=("^decoder.layers.0.weight$", "^taesd_decoder.", "^decoder.1.weight$"), none=("decoder.conv_in.",)),
     Rule("dc-ae", any=("decoder.stages.", "encoder.project_in.")),

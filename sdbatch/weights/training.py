@@ -35,6 +35,11 @@ def find_family(metadata: Mapping[str, str]) -> str | None:
     return "sd2" if metadata.get("ss_v2", "").lower() == "true" else None
 
 
+def is_for_chroma(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata names Chroma, whose layers have FLUX.1's names and sizes."""
+    return any(metadata.get(key, "").lower().startswith("chroma") for key in ("modelspec.architecture", "ss_base_model_version"))
+
+
 def find_prediction_type(metadata: Mapping[str, str]) -> str | None:
     """`epsilon` or `v_prediction` when the metadata says it."""
     said = metadata.get("modelspec.prediction_type", "").lower()

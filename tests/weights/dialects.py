@@ -101,6 +101,7 @@ def flux(prefix: str = "", guidance: bool = True, inputs: int = 64) -> Tensors:
     names: Tensors = {
         f"{prefix}img_in.weight": (3072, inputs),
         f"{prefix}txt_in.weight": (3072, 4096),
+        f"{prefix}vector_in.in_layer.weight": (3072, 768),
         f"{prefix}double_blocks.0.img_attn.norm.key_norm.scale": (128,),
         f"{prefix}double_blocks.0.img_attn.qkv.weight": (9216, 3072),
         f"{prefix}single_blocks.0.linear1.weight": (21504, 3072),
@@ -113,6 +114,7 @@ def flux_diffusers(prefix: str = "", guidance: bool = True) -> Tensors:
     names: Tensors = {
         f"{prefix}x_embedder.weight": (3072, 64),
         f"{prefix}context_embedder.weight": (3072, 4096),
+        f"{prefix}time_text_embed.text_embedder.linear_1.weight": (3072, 768),
         f"{prefix}transformer_blocks.0.attn.add_k_proj.weight": (3072, 3072),
         f"{prefix}single_transformer_blocks.0.proj_mlp.weight": (12288, 3072),
     }
