@@ -2,7 +2,8 @@
 
 On a GPU work is queued, not done, when a call returns. Denoising is queued on torch's current stream. Each batch is decoded on
 a stream of its own behind it and copied from there to pinned memory, so that the next batch's denoising is queued meanwhile;
-nothing waits for it but who reads the pixels. Finished pictures are enlarged on a third stream, which waits for neither.
+nothing waits for it but who reads the pixels, on another thread. There finished pictures are enlarged on a third stream, which
+waits for neither.
 
 What a device computes depends on its model, on versions and on shapes: cuDNN's deterministic kernels by its heuristics, never by
 trial; TF32 in convolutions of float32 and nowhere else.
@@ -11,9 +12,10 @@ trial; TF32 in convolutions of float32 and nowhere else.
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,6 +73,8 @@ class Device:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         self._decoding = torch.cuda.Stream(self.torch)
         self._enlarging = torch.cuda.Stream(self.torch)
+        self._enlarges = threading.RLock()
+        """Held while a picture is enlarged, which may be on another thread than the one that denoises."""
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a recipe here: `auto` is float32 on the CPU, else bfloat16, or float16 where that would be emulated.
@@ -135,9 +139,10 @@ class Device:
             OutOfMemory: it did not fit; what it took is given back.
         """
         reason = ""
-        for _ in range(2 if self.is_gpu else 1):
+        for beside in (nullcontext(), self._enlarges) if self.is_gpu else (nullcontext(),):
             try:
-                return work()
+                with beside:
+                    return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -169,7 +174,7 @@ class Device:
         if not self.is_gpu:
             yield
             return
-        with torch.cuda.stream(self._enlarging):
+        with self._enlarges, torch.cuda.stream(self._enlarging):
             yield
 
 

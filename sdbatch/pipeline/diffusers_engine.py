@@ -99,7 +99,7 @@ class DiffusersEngine:
             for group in groups:
                 group.decoded.wait()
                 group.facts.update(retried_fp32=True)
-        return collect(groups, len(cells), self.enlarge)
+            return collect(groups, len(cells), self.enlarge)
 
     @torch.inference_mode()
     def _make(self, cells: Sequence[Cell], on_step: OnStep) -> list[Group]:

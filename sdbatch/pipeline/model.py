@@ -162,6 +162,7 @@ class Model:
         self._ip_adapters.forget()
         if self.encoder is not None:
             self.encoder.forget()
+        self.device.settle()  # pictures are enlarged on a stream that waits for none
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         modules = [(name, value) for name, (_, value) in self._slots.items() if isinstance(value, nn.Module)]

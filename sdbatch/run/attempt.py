@@ -51,6 +51,13 @@ class Attempt:
             found += self.finish(self._start_halves(cells)) if reason is None else [Failure(cell, reason) for cell in cells]
         return found
 
+    def wait(self, started: Started) -> list[Outcome]:
+        """Decode; raises what `finish` sees to."""
+        found: list[Outcome] = []
+        for cells, pending in started:
+            found += [Failure(cell, pending) for cell in cells] if isinstance(pending, str) else pending.finish()
+        return found
+
     def _start_halves(self, cells: list[Cell]) -> Started:
         middle = math.ceil(len(cells) / 2)
         return self.start(cells[:middle]) + self.start(cells[middle:])
@@ -79,22 +86,3 @@ def describe(error: Exception) -> str:
     """An error in one line, with its kind unless it is one of ours."""
     line = next(iter(str(error).splitlines()), "no message")
     return str(error) if isinstance(error, SdbatchError) else f"{type(error).__name__}: {line}"
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A batch whose denoising is done and whose decoding overlaps the next."""
-
-    place: tuple[int, int]
-    """Shard and block."""
-    attempt: Attempt
-    started: Started
-    attempts: int
-    done: set[str]
-    """Ids that were committed before: cells that are denoised again only to keep the batch whole."""
-    is_last: bool
-    """Whether its block is complete with it."""
-
-    def outcomes(self) -> list[Outcome]:
-        """Decode what was not committed before."""
-        return [outcome for outcome in self.attempt.finish(self.started) if outcome.cell.image_id not in self.done]

@@ -18,11 +18,12 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import Origin, Row
 from sdbatch.results.spool import Spool
 from sdbatch.results.writer import BlockWriter, Failure, Output
-from sdbatch.run.attempt import Attempt, Started, Waiting, describe, is_sticky
+from sdbatch.run.attempt import Attempt, Started, describe, is_sticky
 from sdbatch.run.batch import Batch, batch_size_name, block_cells, cut_blocks
 from sdbatch.run.claim import Claims
 from sdbatch.run.crash import Crash, Crashes
 from sdbatch.run.device import Place
+from sdbatch.run.handover import Handover
 from sdbatch.run.lease import signature_of
 from sdbatch.run.message import Broken, Committed, Idle, Leaving, Making, Refused, Reporter, Step, Watching
 from sdbatch.run.pulse import Pulse
@@ -59,7 +60,7 @@ class Worker:
         self.done: set[str] = set()
         """Of the shard in work: ids that were committed before."""
         self.open = OpenShards()
-        self.waiting: Waiting | None = None
+        self.waiting: Handover | None = None
         self.engines: dict[str, Engine] = {}
         self.unchanged = Unchanged()
         self.pulse = Pulse(self.reporter)
@@ -180,9 +181,11 @@ class Worker:
             self._tell_making(shard, batch.cells)
             started = self._start(attempt, batch.cells)
             self._settle(writer)
-            self.waiting = Waiting(place, attempt, started, worst + 1, self.done, batch.is_last or is_hazardous)
+            self.waiting = Handover(place, attempt, started, worst + 1, self.done, batch.is_last or is_hazardous)
             if self.place.device == "cpu":
-                self._settle(writer)  # it is decoded already: it would only be lost for longer if the worker dies
+                self._settle(writer)  # it is decoded already
+            else:
+                self.waiting.begin(writer)
 
     def _make_alone(
         self, place: tuple[int, int], cells: list[Cell], crashes: dict[str, Crash], attempt: Attempt, writer: BlockWriter
@@ -197,17 +200,15 @@ class Worker:
                 writer.put(place, [Failure(cell, error)], crash.times)
                 continue
             self._tell_making(place[0], [cell])
-            self.waiting = Waiting(place, attempt, self._start(attempt, [cell]), crash.times + 1, self.done, is_last=True)
+            self.waiting = Handover(place, attempt, self._start(attempt, [cell]), crash.times + 1, self.done, is_last=True)
             self._settle(writer)
             writer.flush()
 
     def _settle(self, writer: BlockWriter) -> None:
-        """Decode the waiting batch and hand it to the writer."""
+        """See to it that the batch before is with the writer."""
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
-            with self.pulse.busy():
-                outcomes = waiting.outcomes()
-            writer.put(waiting.place, outcomes, waiting.attempts, waiting.is_last)
+            waiting.finish(writer, self.pulse)
 
     def _engine(self, cell: Cell) -> Engine:
         """The engine with the cell's recipe in memory. Raises SdbatchError."""

@@ -14,6 +14,7 @@ What it cannot tell: how fast a GPU is, how its kernels round, which of its kern
 from __future__ import annotations
 
 # pyright: reportUnknownLambdaType=false, reportPrivateUsage=false
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -165,7 +166,9 @@ class Gpu(TorchDispatchMode):
         self.faults: list[str] = []
         self.host: Clock = {}
         self.streams: list[Stream] = []
-        self.current = self.stream("default")
+        self._default = self.stream("default")
+        self._thread = threading.local()
+        self._lock = threading.RLock()
         self._pinned: set[int] = set()
 
     @classmethod
@@ -176,8 +179,21 @@ class Gpu(TorchDispatchMode):
         self.streams.append(Stream(self, name))
         return self.streams[-1]
 
+    @property
+    def current(self) -> Stream:
+        """Of this thread."""
+        return getattr(self._thread, "stream", self._default)
+
+    @current.setter
+    def current(self, stream: Stream) -> None:
+        self._thread.stream = stream
+
     def wait(self, clock: Clock) -> None:
         """The host waits until so much is done."""
+        with self._lock:
+            self._wait(clock)
+
+    def _wait(self, clock: Clock) -> None:
         self.waits += 1
         merge(self.host, clock)
         for stream in self.streams:
@@ -188,7 +204,10 @@ class Gpu(TorchDispatchMode):
             stream.copies = [due for due in stream.copies if due[0] > done]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        with self._lock:
+            return self._dispatch(func, args, dict(kwargs or {}))
+
+    def _dispatch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         flat, _ = tree_flatten((args, kwargs))
         inputs = [value for value in flat if isinstance(value, GpuTensor)]
         goes_up = any(isinstance(value, torch.device) and value.type == "cuda" for value in flat)
@@ -357,6 +376,16 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Generator[Gpu]:
         "synchronize": synchronize,
         "empty_cache": lambda: None,
     }
+
+    class Thread(threading.Thread):
+        """Any thread may use the device."""
+
+        def run(self) -> None:
+            torch._C._set_only_lift_cpu_tensors(True)
+            with gpu:
+                super().run()
+
+    monkeypatch.setattr(threading, "Thread", Thread)
     for name, value in runtime.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdbatch.cell import Cell, Control, ImagePrompt, Mask, Source, Strength
+from sdbatch.cell import Cell, Control, ImagePrompt, Mask, Picture, Source, Strength
 from sdbatch.errors import DeviceError
 from sdbatch.families import FAMILIES, SAMPLERS
 from sdbatch.pipeline.batch import DiffusersBatch
@@ -204,6 +206,48 @@ def test_weights_change_under_no_batch_that_is_still_in_the_making(gpu: Gpu, mod
             np.testing.assert_array_equal(one.pixels, same.pixels)
 
 
+@pytest.mark.usefixtures("gpu")
+def test_a_batch_is_finished_on_another_thread_while_the_next_is_denoised(model: TinyModel, tmp_path: Path) -> None:
+    """Pictures enlarged by a network, one of them made again in float32 when the engine is free."""
+    engine = DiffusersEngine("cuda", 1)
+    cells = cells_of(model, model.recipe(dtype="bfloat16", upscaler=upscalers.write("compact_x2", tmp_path)), steps=2)
+    expected = [picture.pixels for picture in start(engine, cells).finish()]
+    first, found = start(engine, cells), list[list[Picture]]()
+    first.groups[0].decoded.wait()
+    first.groups[0].decoded.finite_B.numpy()[0] = False
+    thread = threading.Thread(target=lambda: found.append(first.finish()))
+    stepped: list[int] = []
+
+    def on_step(done: int, total: int) -> None:
+        stepped.append(done)
+        if done == 1:
+            thread.start()
+
+    second = engine.start(cells, on_step)
+    thread.join()
+    assert len(stepped) == cells[0].steps
+    assert [picture.facts["retried_fp32"] for picture in found[0]] == [True, False]
+    np.testing.assert_array_equal(found[0][1].pixels, expected[1])
+    for picture, pixels in zip(second.finish(), expected, strict=True):
+        np.testing.assert_array_equal(picture.pixels, pixels)
+
+
+def test_a_network_that_half_precision_spoils_enlarges_again_in_float32(gpu: Gpu, model: TinyModel, tmp_path: Path) -> None:
+    engine = DiffusersEngine("cuda", 1)
+    cell = make_cell(model.recipe(dtype="float16", upscaler=upscalers.write("compact_x2", tmp_path)), steps=1, guidance_scale=1.0)
+    engine.prepare(cell.recipe)
+    assert engine.model.upscaler
+    dtypes: list[torch.dtype] = []
+
+    def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        dtypes.append(output.dtype)
+        return output if output.dtype is torch.float32 else output * float("nan")
+
+    engine.model.upscaler.module.register_forward_hook(spoil)
+    (picture,) = start(engine, [cell]).finish()
+    assert picture.fault is None and dtypes == [torch.float16, torch.float32]
+
+
 def test_what_does_not_fit_gives_back_what_it_took(gpu: Gpu, model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = DiffusersEngine("cuda", 1)
     cells = [make_cell(model.recipe(dtype="float32"), seed=seed) for seed in range(6)]
@@ -224,6 +268,31 @@ def test_what_does_not_fit_gives_back_what_it_took(gpu: Gpu, model: TinyModel, m
 
     monkeypatch.setattr(engine.model.denoiser, "forward", fail_once)
     assert len(start(engine, cells).finish()) == 6, "what does not fit beside another batch is tried alone"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_does_not_fit_beside_a_picture_that_is_enlarged_is_tried_when_that_is_done() -> None:
+    device, begun, failed = Device("cuda"), threading.Event(), threading.Event()
+    left: list[str] = []
+
+    def enlarge() -> None:
+        with device.aside():
+            begun.set()
+            assert failed.wait(10)
+            time.sleep(0.1)
+            left.append("the picture")
+
+    def work() -> str:
+        if not failed.is_set():
+            failed.set()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return left[0]
+
+    thread = threading.Thread(target=enlarge)
+    thread.start()
+    assert begun.wait(10)
+    assert device.guard(work, "a batch") == "the picture"
+    thread.join()
 
 
 @pytest.mark.parametrize("native", [True, False])
