@@ -15,6 +15,7 @@ from sdbatch.config.composition import Composition, plainly
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.weights.catalog import Catalog
+from sdbatch.weights.elsewhere import tell_elsewhere
 
 KEY = re.compile(r"full_key: (\S+)")
 IN_FILE = re.compile(r"In '(.+?)': \w+ raised while composing config:\n(.+)\n +full_key: (\S+)")
@@ -100,7 +101,8 @@ def _missing_option(text: str, vocabulary: Vocabulary) -> str:
     if match := re.search(r"Could not (?:find|load) '(.+?)'", text):
         group, _, option = match[1].rpartition("/")
         if group and vocabulary.is_group(group):
-            return f"{group}={option}: there is no such {group}. {did_you_mean(option, vocabulary.options(group))}"
+            elsewhere = tell_elsewhere(vocabulary.catalog, group, option) if group in FILE_GROUPS else ""
+            return f"{group}={option}: there is no such {group}. {elsewhere or did_you_mean(option, vocabulary.options(group))}"
         if group := next((name for name in FILE_GROUPS if match[1].startswith(f"{name}/")), None):
             path, name = match[1].removeprefix(f"{group}/"), f"{group}.NAME" if group in STACKS else group
             return f"{group}={path}: there is no such {group}. A file by its path is {name}.file={path}."

@@ -29,7 +29,9 @@ from sdbatch.plan.rule import RULES, block_fault, pair_faults
 from sdbatch.plan.schedule_rule import schedule_faults
 from sdbatch.plan.task import picture_faults, task_faults
 from sdbatch.plan.tree import Tree, expand, get, has, overlay
+from sdbatch.weights.elsewhere import tell_elsewhere
 from sdbatch.weights.index import Index
+from sdbatch.weights.kinds import GROUPS
 
 BATCH_LEAVES = (
     *("width", "height", "steps", "sampler.name", "sampler.options"),
@@ -182,7 +184,8 @@ def _tell_missing(draft: Draft, book: FileBook, group: str, asked: str, error: S
         return tell_absent(group, preset, book.catalog)
     if is_address(asked):
         return str(error)
-    return f"{asked}: {str(error).partition(f'={asked}: ')[2] or str(error).removeprefix(f'{asked}: ')}"
+    elsewhere = tell_elsewhere(book.catalog, group, asked) if group in GROUPS else ""
+    return f"{asked}: {elsewhere or str(error).partition(f'={asked}: ')[2] or str(error).removeprefix(f'{asked}: ')}"
 
 
 def _ghost(key: str) -> str:
