@@ -122,10 +122,10 @@ class Device:
         return torch.cuda.get_device_name(self.torch), {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
     def now(self) -> Any:
-        """A point in time: on a GPU that at which it has done what the current stream was told so far."""
+        """A point in time: on a GPU that at which it has done what the current stream was told so far. Who waits for it sleeps."""
         if not self.is_gpu:
             return time.perf_counter()
-        return torch.cuda.current_stream(self.torch).record_event(torch.cuda.Event(enable_timing=True))
+        return torch.cuda.current_stream(self.torch).record_event(torch.cuda.Event(enable_timing=True, blocking=True))
 
     def settle(self) -> None:
         """Wait until all that was told is done."""

@@ -28,6 +28,7 @@ from sdbatch.results.commit import check_keys, read_part
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.ids import IdArray, Ids, Mask, order_of
 from sdbatch.results.keys import Keys, Made, read_keys
+from sdbatch.results.pace import Pace
 from sdbatch.results.presence import find_lost
 from sdbatch.results.schema import OK, SCHEMA, STATUSES
 
@@ -60,6 +61,8 @@ class Index:
     """By worker; rows that do not count are counted here."""
     recipes: dict[str, Made]
     """By recipe id; as `workers`."""
+    paces: dict[str, Pace]
+    """By worker, of the parts that are one worker's alone."""
     repeated: int
     """Rows that do not count, since another of the same image does."""
 
@@ -107,6 +110,7 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, lo
     unreadable: dict[Path, str] = {}
     workers: dict[str, Made] = {}
     recipes: dict[str, Made] = {}
+    paces: dict[str, Pace] = {}
     lost: dict[int, str] = {}
     rows = 0
     for part, found in _iter_read(folder, read, look):
@@ -122,6 +126,8 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, lo
         for totals, own in ((workers, keys.workers), (recipes, keys.recipes)):
             for name, made in own.items():
                 totals.setdefault(name, Made()).add(made)
+        if len(keys.workers) == 1:
+            paces.setdefault(next(iter(keys.workers)), Pace()).add(int(keys.rows["made_us"].max()), len(keys))
         parts.append(part)
         lengths.append(len(keys))
         rows += len(keys)
@@ -132,7 +138,7 @@ def read_index(folder: SweepFolder, read: Callable[[Path], Keys] = read_keys, lo
     if counts is not None:
         part_of, slot_of, ids, status, made_us = part_of[counts], slot_of[counts], ids[counts], status[counts], made_us[counts]
         lost = _renumbered(lost, counts)
-    return Index(parts, part_of, slot_of, ids, status, made_us, unreadable, workers, recipes, rows - len(ids), lost)
+    return Index(parts, part_of, slot_of, ids, status, made_us, unreadable, workers, recipes, paces, rows - len(ids), lost)
 
 
 @dataclass(frozen=True, slots=True)

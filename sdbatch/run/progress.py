@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,6 @@ from sdbatch.results.reader import Index, iter_faulty, read_index
 from sdbatch.results.row import axes_of, recipe_id
 from sdbatch.results.schema import OK, STATUSES
 from sdbatch.run.roster import iter_owners
-
-RECENT_S = 300.0
-"""The rate is that of the images made in this time before the latest."""
 
 _LOST = len(STATUSES)
 _LEFT = _LOST + 1
@@ -45,6 +42,7 @@ class Progress:
     parts: int
     unreadable: dict[Path, str]
     images_per_s: float | None
+    """Of the workers that are busy."""
     workers: dict[str, Made]
     """All rows by worker, repeated ones included."""
     busy: list[str]
@@ -100,6 +98,7 @@ def measure(folder: SweepFolder, full: bool = False) -> Progress:
         counts += np.bincount(found, minlength=len(counts))
         planned += np.bincount(recipes, minlength=len(planned))
         made += np.bincount(recipes[found == STATUSES.index(OK)], minlength=len(made))
+    busy = sorted({owner.worker for _, owner in iter_owners(folder.claims)})
     names = [f"{describe(recipe)} ({recipe_id(recipe)})" for recipe in plan.recipes]
     return Progress(
         name=plan.name,
@@ -109,9 +108,9 @@ def measure(folder: SweepFolder, full: bool = False) -> Progress:
         repeated=index.repeated,
         parts=len(index.parts),
         unreadable=index.unreadable,
-        images_per_s=_rate(index),
+        images_per_s=_rate(index, busy),
         workers=dict(sorted(index.workers.items())),
-        busy=sorted({owner.worker for _, owner in iter_owners(folder.claims)}),
+        busy=busy,
         recipes=dict(zip(names, zip(planned.tolist(), made.tolist(), strict=True), strict=True)),
         index=index,
     )
@@ -126,11 +125,11 @@ def iter_failures(folder: SweepFolder, index: Index) -> Iterator[str]:
             yield f"{row['status']:<6} {row['image_id']}  {axes}: {row['error']}"
 
 
-def _rate(index: Index) -> float | None:
-    """Images per second, of late."""
-    if not len(index):
-        return None
-    latest = int(index.made_us.max())
-    recent = index.made_us[index.made_us > latest - int(RECENT_S * 1e6)]
-    span_s = (latest - int(recent.min())) / 1e6
-    return (len(recent) - 1) / span_s if span_s > 0 else None
+def _rate(index: Index, busy: Sequence[str]) -> float | None:
+    """Images per second of these workers together: each by its own clock, or by what its device took where that does not tell yet."""
+    rate = 0.0
+    for worker in busy:
+        own = index.paces[worker].images_per_s() if worker in index.paces else None
+        made = index.workers.get(worker, Made())
+        rate += own or (made.seconds and (made.ok + made.faulty) / made.seconds)
+    return rate or None

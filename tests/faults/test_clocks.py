@@ -16,6 +16,7 @@ import pytest
 
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import load_rows
+from sdbatch.run.progress import measure
 from tests.faults.conftest import SLOW
 from tests.faults.program import (
     BY_CHANCE,
@@ -127,6 +128,8 @@ def test_machines_whose_clocks_are_years_apart_share_a_sweep(tmp_path: Path) -> 
         try:
             until(lambda: len(folder.parts()) > before + 1)
             os.kill(first, signal.SIGCONT)
+            found = measure(folder)
+            assert found.busy == ["worker-0", "worker-1"] and found.images_per_s and 0.1 < found.images_per_s < 100, found.facts()
             joined, _ = other.communicate(timeout=120)
             told, _ = driver.communicate(timeout=120)
         finally:

@@ -370,7 +370,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Generator[Gpu]:
         "get_device_name": lambda device=None: "Paper GPU",
         "get_device_properties": lambda device: type("Properties", (), {"total_memory": gpu.capacity_bytes}),
         "Stream": lambda device=None: gpu.stream(next(names)),
-        "Event": lambda enable_timing=False: Event(gpu, enable_timing),
+        "Event": lambda enable_timing=False, blocking=False: Event(gpu, enable_timing),
         "current_stream": lambda device=None: gpu.current,
         "stream": on,
         "synchronize": synchronize,

@@ -172,6 +172,11 @@ def test_progress_is_counted_from_the_folder_alone(begin: Callable[..., SweepFol
     Claims(folder.claims, "worker-9").take(99)
     found = measure(folder)
     assert found.counts == {"ok": 8, "failed": 8, "nan": 8, "flat": 0, "lost": 0, "left": 0} and found.busy == ["worker-9"]
+    assert found.images_per_s is None, "who is at work has made none"
+    for shard, name in enumerate(found.index.paces, 97):
+        Claims(folder.claims, name).take(shard)
+    paces = [pace.images_per_s() or 0 for pace in found.index.paces.values()]
+    assert measure(folder).images_per_s == sum(paces) > 0
     assert sum(made.ok for made in found.workers.values()) == 8 and sum(made.faulty for made in found.workers.values()) == 16
     assert sorted(found.recipes.values()) == [(12, 4), (12, 4)]
     failures = list(iter_failures(folder, found.index))
