@@ -6,6 +6,10 @@ import gc
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 
 @contextmanager
@@ -24,3 +28,55 @@ def without_collector() -> Generator[None]:
             gc.freeze()
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def without(*names: str) -> Generator[None]:
+    """Import libraries in this block as if these optional packages were not installed, unless they are loaded already."""
+    with _in_place(dict.fromkeys(names)):
+        yield
+
+
+@contextmanager
+def postponed(name: str, **stand_ins: Any) -> Generator[None]:
+    """Import libraries in this block that import a module which they do not use, unless it is loaded already.
+
+    The module itself is not run. Its submodules can be imported, and whatever else is asked of it, then or later, loads it.
+
+    Args:
+        name: Of the module.
+        stand_ins: What libraries get of it that ask within this block, such as decorators that do nothing.
+    """
+    with _in_place({} if name in sys.modules else {name: _Postponed(name, stand_ins)}):
+        yield
+
+
+class _Postponed(ModuleType):
+    """In the place of a module until something is asked of it."""
+
+    def __init__(self, name: str, stand_ins: dict[str, Any]) -> None:
+        super().__init__(name)
+        self.__spec__ = spec = find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            self.__path__ = spec.submodule_search_locations
+        self.__dict__.update(stand_ins)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)  # the import system asks what kind of module it is
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), attribute)
+
+
+@contextmanager
+def _in_place(modules: dict[str, Any]) -> Generator[None]:
+    """Have these in the place of modules that are not loaded yet."""
+    placed = {name: module for name, module in modules.items() if name not in sys.modules}
+    sys.modules.update(placed)
+    try:
+        yield
+    finally:
+        for name, module in placed.items():
+            if name in sys.modules and sys.modules[name] is module:
+                del sys.modules[name]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdbatch.cell import Sampler
 from sdbatch.errors import CellError, ConfigError, did_you_mean
+from sdbatch.pipeline.libraries import importing_samplers
 
 _STEP_INPUTS = frozenset({"self", "model_output", "timestep", "sample", "return_dict", "generator", "variance_noise"})
 
@@ -88,7 +89,7 @@ def build_schedule(sampler: Sampler, config: Mapping[str, Any], draw: Draw) -> S
         ConfigError: an option the sampler's class does not know, or a schedule of the model it cannot run.
         CellError: the sampler cannot do so many steps.
     """
-    cls: Any = getattr(diffusers, sampler.scheduler)
+    cls = _class_of(sampler.scheduler)
     constructor, step_names = _signatures(sampler.scheduler)
     options = dict(sampler.options)
     for name in options:
@@ -145,14 +146,21 @@ def _noise_on_cpu(scheduler: Any, latents: Tensor) -> Callable[[Tensor, Tensor],
 def _template(scheduler: str, settings: str) -> Any:
     """A scheduler before its timesteps are set. Some take half a second to build, so each batch gets a copy."""
     config, options = json.loads(settings)
-    cls: Any = getattr(diffusers, scheduler)
+    cls = _class_of(scheduler)
     constructor, _ = _signatures(scheduler)
-    return cls.from_config({name: value for name, value in config.items() if name in constructor}, **options)
+    with importing_samplers():  # it looks at all that are compatible
+        return cls.from_config({name: value for name, value in config.items() if name in constructor}, **options)
+
+
+@cache
+def _class_of(scheduler: str) -> Any:
+    with importing_samplers():
+        return getattr(diffusers, scheduler)
 
 
 @cache
 def _signatures(scheduler: str) -> tuple[frozenset[str], frozenset[str]]:
     """The option names of a scheduler's constructor and of its step."""
-    cls: Any = getattr(diffusers, scheduler)
+    cls = _class_of(scheduler)
     constructor = frozenset(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
     return constructor, frozenset(inspect.signature(cls.step).parameters) - _STEP_INPUTS
