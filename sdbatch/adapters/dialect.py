@@ -7,13 +7,12 @@ underscores made the same, one look-up (`names`) serves all.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from math import sqrt
-from typing import Any
 
 from torch import Tensor
+
+from sdbatch.weights.peft import WRAPPER
 
 ROLES: dict[str, str] = {
     ".lora_down.weight": "down",
@@ -60,7 +59,7 @@ COMPONENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("transformer.base_model.model.", DENOISER),
     ("text_encoder.base_model.model.", CLIP),
     ("text_encoder_2.base_model.model.", SECOND),
-    ("base_model.model.", DENOISER),
+    (WRAPPER, (*DENOISER, *CLIP)),
     ("model.diffusion_model.", DENOISER),
     ("diffusion_model.", DENOISER),
     ("unet.", DENOISER),
@@ -114,9 +113,9 @@ def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
 
 
 def split_component(module: str) -> tuple[tuple[str, ...], str]:
-    """(components it may belong to, flat name of the module in it)."""
+    """(components it may belong to, name of the module in it, as the file writes it)."""
     prefix, components = next(row for row in COMPONENTS if module.startswith(row[0]))
-    return components, flatten(module[len(prefix) :])
+    return components, module[len(prefix) :]
 
 
 def flatten(name: str) -> str:
@@ -124,17 +123,3 @@ def flatten(name: str) -> str:
     name = name.replace(".processor.", ".").replace(".", "_")
     name = re.sub(r"_to_out$", "_to_out_0", name)
     return name.removeprefix("text_model_")
-
-
-def peft_alpha(metadata: Mapping[str, str], component: str, module: str, rank: int) -> float | None:
-    """The alpha that peft keeps in the file's metadata instead of a tensor, or None."""
-    try:
-        settings: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return None
-    patterns: dict[str, float] = settings.get(f"{component}.alpha_pattern") or {}
-    found = [alpha for pattern, alpha in patterns.items() if re.search(rf"(^|\.){pattern}$", module)]
-    alpha = found[0] if found else settings.get(f"{component}.lora_alpha")
-    if alpha is None:
-        return None
-    return float(alpha) * (sqrt(rank) if settings.get(f"{component}.use_rslora") else 1.0)

@@ -6,7 +6,7 @@ Matching needs only the names and shapes of the model's weights, so that files c
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.adapters.delta import Delta, roll_rows, slice_rows
-from sdbatch.adapters.dialect import BUNDLED, group_by_module, peft_alpha, split_component
+from sdbatch.adapters.dialect import BUNDLED, flatten, group_by_module, split_component
 from sdbatch.adapters.form import build_delta
 from sdbatch.adapters.names import Target, name_table
 from sdbatch.adapters.read import TensorFile, read_tensors
@@ -23,7 +23,9 @@ from sdbatch.adapters.shapes import Shapes, shapes_of
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.families import BY_NAME
+from sdbatch.weights.header import FlawError
 from sdbatch.weights.identify import identify
+from sdbatch.weights.peft import PeftSettings, component_of, read_metadata, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -71,20 +73,22 @@ def match_lora(file: WeightFile, content: TensorFile, components: Mapping[str, S
         WeightFileError: as `load_lora`.
     """
     groups, unmatched = group_by_module(content.tensors)
+    settings, own = _read_settings(file, content.metadata, components)
     words = _bundled(content.tensors)
     unmatched = [key for key in unmatched if not BUNDLED.match(key)]
     tables = {name: name_table(shapes) for name, shapes in components.items()}
     deltas: dict[str, dict[str, Delta]] = {}
     applied = sum(len(vectors) for vectors in words.values())
     for key, parts in groups.items():
-        candidates, flat = split_component(key)
-        component = next((name for name in candidates if flat in tables.get(name, {})), None)
+        candidates, bare = split_component(key)
+        flat = flatten(bare)
+        component = next((name for name in own or candidates if flat in tables.get(name, {})), None)
         if component is None:
             unmatched.append(key)
             continue
         applied += len(parts)
         target = tables[component][flat]
-        parts = _with_alpha(parts, content.metadata, component, target)
+        parts = _with_alpha(parts, settings[component], bare)
         found = _compute(file, key, parts, target, components[component])
         if twice := found.keys() & deltas.get(component, {}).keys():
             raise WeightFileError(f"lora.{file.name}: it changes {component}.{min(twice)} twice, once as {key}. Choose another file.")
@@ -94,10 +98,24 @@ def match_lora(file: WeightFile, content: TensorFile, components: Mapping[str, S
     return Lora(file.name, deltas, applied, len(content.tensors), tuple(unmatched), words)
 
 
-def _with_alpha(parts: dict[str, Tensor], metadata: Mapping[str, str], component: str, target: Target) -> dict[str, Tensor]:
+def _read_settings(
+    file: WeightFile, metadata: Mapping[str, str], components: Iterable[str]
+) -> tuple[dict[str, PeftSettings], tuple[str, ...]]:
+    """What peft says of each component, and the only component that its file changes, where it says so."""
+    try:
+        said = read_metadata(metadata)
+        own = component_of(said)
+        # peft's own settings are of one component and do not name it.
+        found = {name: read_settings(said, "" if "lora_alpha" in said else name) for name in components}
+    except FlawError as flaw:
+        raise WeightFileError(f"lora.{file.name}: {flaw}") from None
+    return found, (own,) if own else ()
+
+
+def _with_alpha(parts: dict[str, Tensor], settings: PeftSettings, module: str) -> dict[str, Tensor]:
     if "alpha" in parts or "down" not in parts:
         return parts
-    alpha = peft_alpha(metadata, component, target.modules[0], parts["down"].shape[0])
+    alpha = settings.alpha_of(module, parts["down"].shape[0])
     return parts if alpha is None else {**parts, "alpha": torch.tensor(alpha)}
 
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sdbatch.adapters.finite import refuse_not_finite
+from sdbatch.adapters.mapping import map_safetensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.weights.cache import FileCache, FileState, cache_folder
-from sdbatch.weights.folder_header import list_weights
+from sdbatch.weights.folder_header import is_adapter, list_weights
+from sdbatch.weights.header import FlawError, Header, shown, unreadable
+from sdbatch.weights.read_ahead import read_ahead
 from sdbatch.weights.reader import read_header
 
 Tensors = dict[str, torch.Tensor]
@@ -30,6 +33,15 @@ class TensorFile:
 
     tensors: Tensors
     metadata: dict[str, str] = field(default_factory=dict[str, str])
+    mapped: tuple[Path, int] | None = None
+    """The file and the address of its first byte, where that is known: not of pickles."""
+
+    def read_ahead(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Have these of its tensors read from the disk beside what is done meanwhile: all of them will be used soon."""
+        if self.mapped is not None:
+            path, address = self.mapped
+            begins = ((tensor.data_ptr() - address, tensor.nbytes) for tensor in tensors if tensor.nbytes)
+            read_ahead(path, ((begin, begin + length) for begin, length in begins))
 
 
 def read_tensors(file: WeightFile) -> TensorFile:
@@ -39,12 +51,16 @@ def read_tensors(file: WeightFile) -> TensorFile:
         WeightFileError: missing, damaged, no weight file, a pickle that holds more than tensors, or values that are no numbers.
     """
     path = Path(file.path)
+    if is_adapter(path):
+        # What peft saved: its settings lie beside its tensors.
+        return TensorFile(read_folder(file, path), read_header(path).metadata)
     before = _state_of(path)
     found = map_tensors(file)
     # What was looked at once is not again while it is the same file, by the same signs as its hash is remembered; the state is
     # taken on both sides of the mapping, so that another file moved to this place meanwhile is not taken for it.
     seen = FileCache(cache_folder() / "finite")
     if before is None or _state_of(path) != before or not seen.load(before).get("finite"):
+        found.read_ahead(found.tensors.values())
         refuse_not_finite(found.tensors, f"{file.name} ({path.name})")
         if before is not None and _state_of(path) == before:
             seen.store(before, {"finite": True})
@@ -67,8 +83,10 @@ def read_folder(file: WeightFile, folder: Path) -> Tensors:
     files = [path for _, path in list_weights(folder)] if folder.is_dir() else []
     if not files:
         raise WeightFileError(f"{file.name}: {folder} holds no weights. It must have diffusion_pytorch_model.safetensors or their like.")
-    parts = [read_tensors(WeightFile(file.name, str(path), file.sha256)).tensors for path in files]
-    return {key: tensor for part in parts for key, tensor in part.items()}
+    parts = [read_tensors(WeightFile(file.name, str(path), file.sha256)) for path in files]
+    for part in parts:
+        part.read_ahead(part.tensors.values())
+    return {key: tensor for part in parts for key, tensor in part.tensors.items()}
 
 
 def map_tensors(file: WeightFile) -> TensorFile:
@@ -78,8 +96,8 @@ def map_tensors(file: WeightFile) -> TensorFile:
         WeightFileError: as `read_tensors`, but for values that are no numbers.
     """
     path = Path(file.path)
-    is_safetensors = read_header(path).format == "safetensors"
-    return _read_safetensors(file, path) if is_safetensors else TensorFile(_tensors_only(_load_pickle(file, path)))
+    header = read_header(path)
+    return _map(file, header) if header.format == "safetensors" else TensorFile(_tensors_only(_load_pickle(file, path)))
 
 
 def read_pickle(file: WeightFile) -> dict[Any, Any]:
@@ -97,13 +115,16 @@ def read_pickle(file: WeightFile) -> dict[Any, Any]:
     return cast("dict[Any, Any]", content)
 
 
-def _read_safetensors(file: WeightFile, path: Path) -> TensorFile:
+def _map(file: WeightFile, header: Header) -> TensorFile:
     try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            metadata = dict(handle.metadata() or {})
-            return TensorFile({key: handle.get_tensor(key) for key in handle.keys()}, metadata)  # noqa: SIM118  # it is no dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightFileError(f"{file.name}: {path} cannot be read as safetensors ({error}). Fetch the file again.") from error
+        tensors = map_safetensors(header)
+    except FlawError as flaw:
+        raise WeightFileError(f"{file.name}: {shown(header.path)}: {flaw}") from None
+    except OSError as fault:
+        raise unreadable(header.path, fault) from fault
+    starts = (tensor.data_ptr() - (header.tensors[name].start or 0) for name, tensor in tensors.items() if tensor.nbytes)
+    address = next(starts, None)
+    return TensorFile(tensors, header.metadata, None if address is None else (header.path, address))
 
 
 def _load_pickle(file: WeightFile, path: Path) -> Any:

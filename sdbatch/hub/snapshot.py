@@ -93,7 +93,7 @@ def choose_files(names: Iterable[str]) -> list[str]:
     # Beside a pipeline's folders the same weights often lie again as one file.
     wanted = [path for path in allowed if not (whole and path.parent == PurePosixPath(".") and path.name != "model_index.json")]
     weights = [path for path in wanted if path.suffix == ".safetensors"]
-    if not weights or not any(path.name in ("model_index.json", "config.json") for path in wanted):
+    if not weights or not any(path.name in ("model_index.json", "config.json", "adapter_config.json") for path in wanted):
         return []
     full = {path.parent for path in weights if not _is_variant(path)}
     return sorted(str(path) for path in wanted if not (_is_variant(path) and path.parent in full))

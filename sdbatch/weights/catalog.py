@@ -16,6 +16,7 @@ from pathlib import Path
 from sdbatch.cell import STACKS
 from sdbatch.errors import ConfigError, WeightFileError, did_you_mean
 from sdbatch.weights.kinds import GROUPS, WEIGHT_SUFFIXES, Kind
+from sdbatch.weights.peft import ADAPTER_CONFIG, ADAPTER_MODEL
 
 MAX_DEPTH = 6
 """Sub-folders below a kind's folder that are looked into."""
@@ -123,7 +124,9 @@ class Catalog:
                 return matches[0].path
         path = Path(name_or_path).expanduser()
         if name_or_path and _is_weight_path(path):
-            return path.absolute()
+            # Without the config beside it, peft's file has no alpha.
+            is_peft = path.name.startswith(ADAPTER_MODEL) and is_diffusers_folder(path.absolute().parent)
+            return path.absolute().parent if is_peft else path.absolute()
         by_key = {to_option_name(option): found for option, found in options.items()}
         if (option := to_option_name(name_or_path)) in by_key:
             return by_key[option]
@@ -233,9 +236,10 @@ def _is_first_visit(entry: os.DirEntry[str], visited: set[str]) -> bool:
 
 
 def is_diffusers_folder(folder: Path | str) -> bool:
-    """Whether a folder is one model: a pipeline (`model_index.json`), or a component (`config.json` and weights)."""
+    """Whether a folder is one model: a pipeline (`model_index.json`), a component (`config.json` and weights), or peft's adapter."""
     names = [entry.name for entry in _list_folder(folder)]
-    return "model_index.json" in names or ("config.json" in names and any(_has_weight_suffix(name) for name in names))
+    has_config = "config.json" in names or ADAPTER_CONFIG in names
+    return "model_index.json" in names or (has_config and any(_has_weight_suffix(name) for name in names))
 
 
 def _has_weight_suffix(name: str) -> bool:

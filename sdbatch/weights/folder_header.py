@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from sdbatch.weights.header import FlawError, Header, Limits, TensorInfo, shown
 from sdbatch.weights.kinds import WEIGHT_SUFFIXES
+from sdbatch.weights.peft import ADAPTER_CONFIG, ADAPTER_MODEL, METADATA, check_adapter
 from sdbatch.weights.pickle_header import read_pickle
 from sdbatch.weights.safetensors_header import read_safetensors
 from sdbatch.weights.sniff import sniff
@@ -24,15 +25,19 @@ _NOT_A_PART = ("safety_checker", "feature_extractor", "tokenizer", "tokenizer_2"
 
 
 def read_folder(folder: Path, limits: Limits) -> Header:
-    """The joined header of a pipeline folder (`model_index.json`) or of one component (`config.json` and weights).
+    """The joined header of a pipeline folder (`model_index.json`), one component (`config.json`) or peft's adapter (its own config).
 
     Raises: FlawError when it is neither, or when it brings code of its own.
     """
     _refuse_code(folder)
+    metadata: dict[str, str] = {}
     if (folder / "model_index.json").is_file():
         index = _read_config(folder / "model_index.json")
         _check_index(index)
         values: dict[str, object] = {"model_index": index}
+    elif is_adapter(folder):
+        values = {}
+        metadata[METADATA] = read_adapter_text(folder)
     elif (folder / "config.json").is_file():
         values = {}
     else:
@@ -50,7 +55,19 @@ def read_folder(folder: Path, limits: Limits) -> Header:
             foreign.update(header.foreign)
     if len(tensors) > limits.tensors:
         raise FlawError(f"names {len(tensors)} tensors, more than {limits.tensors}. Do not use it.")
-    return Header(folder, "folder", size, tensors, values=values, foreign=tuple(sorted(foreign)))
+    return Header(folder, "folder", size, tensors, metadata, values=values, foreign=tuple(sorted(foreign)))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter that peft saved."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def read_adapter_text(folder: Path) -> str:
+    """The settings of peft's adapter as JSON text. Raises: FlawError when they are none, or of what is not applied."""
+    config = _read_config(folder / ADAPTER_CONFIG)
+    check_adapter(config)
+    return json.dumps(config)
 
 
 def list_weights(folder: Path) -> list[tuple[str, Path]]:
@@ -79,6 +96,8 @@ def _weight_files(part: Path) -> list[Path]:
     """The weights of one part: safetensors before pickles, the full precision before a variant such as fp16."""
     names = sorted(path.name for path in part.iterdir() if path.suffix.lower() in WEIGHT_SUFFIXES and path.name not in _NOT_WEIGHTS)
     chosen = [name for name in names if name.endswith((".safetensors", ".sft"))] or names
+    if is_adapter(part):
+        return [part / name for name in chosen if name.startswith(ADAPTER_MODEL)]
     # `diffusion_pytorch_model.fp16.safetensors` beside `diffusion_pytorch_model.safetensors` is the same model again.
     plain = [name for name in chosen if name.count(".") == 1]
     return [part / name for name in plain or chosen]

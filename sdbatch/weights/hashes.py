@@ -20,6 +20,7 @@ from sdbatch.errors import WeightFileError
 from sdbatch.weights.cache import FileCache, FileState, cache_folder
 from sdbatch.weights.header import unreadable
 from sdbatch.weights.kinds import WEIGHT_SUFFIXES
+from sdbatch.weights.peft import ADAPTER_CONFIG, ADAPTER_MODEL
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -122,8 +123,10 @@ def _body_start(descriptor: int) -> int:
 
 def _iter_names(folder: Path) -> Iterator[str]:
     """Relative names, with `/`, of the files of a diffusers folder that decide its images."""
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()  # whose folder may be that of its training
     for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [] if is_adapter else [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in _FOLDER_SUFFIXES:
+            counts = name == ADAPTER_CONFIG or name.startswith(ADAPTER_MODEL) if is_adapter else not name.startswith(".")
+            if counts and Path(name).suffix.lower() in _FOLDER_SUFFIXES:
                 yield (Path(root) / name).relative_to(folder).as_posix()

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from sdbatch.weights.header import Header, TensorInfo
+from sdbatch.weights.header import FlawError, Header, TensorInfo
 from sdbatch.weights.key import Keys, first_match
+from sdbatch.weights.peft import WRAPPER, PeftSettings, read_metadata, read_settings
 from sdbatch.weights.signature import LORA_ALGORITHMS
 from sdbatch.weights.value import read_values
 
@@ -28,7 +29,7 @@ _ROLES = frozenset(
 _ENCODERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lora_te2_", "text_encoder_2_", "te2_", "clip_g_"), "text_encoder_2"),
     (("lora_te3_", "text_encoder_3_", "t5xxl_"), "text_encoder_3"),
-    (("lora_te_", "lora_te1_", "text_encoder_", "te_", "te1_", "clip_l_", "lora_prior_te_"), "text_encoder"),
+    (("lora_te_", "lora_te1_", "text_encoder_", "text_model_", "te_", "te1_", "clip_l_", "lora_prior_te_"), "text_encoder"),
 )
 """How the name of a text encoder's module begins, with `_` for `.`; the first that matches."""
 
@@ -118,7 +119,7 @@ def read_lora_facts(header: Header, keys: Keys) -> LoraFacts:
 def _group(header: Header) -> dict[str, _Module]:
     modules: dict[str, _Module] = {}
     for name, info in header.tensors.items():
-        module_name, role = _split(name)
+        module_name, role = _split(name.replace(WRAPPER, "", 1))
         module = modules.get(module_name)
         if module is None:
             module = modules[module_name] = _Module(module_name.replace(".", "_"))
@@ -151,8 +152,27 @@ def _to_algorithm(header: Header, keys: Keys, modules: Mapping[str, _Module]) ->
 
 
 def _read_alphas(header: Header, modules: Mapping[str, _Module]) -> dict[str, float]:
-    names = [module.alpha_key for module in modules.values() if module.alpha_key][:MAX_ALPHAS]
-    return {name: values[0] for name, values in read_values(header, names).items() if len(values) == 1 and isfinite(values[0])}
+    """Module, as `_Module.name` -> its alpha, where the file says it."""
+    keys = {module.alpha_key: module.name for module in modules.values() if module.alpha_key}
+    read = read_values(header, list(keys)[:MAX_ALPHAS])
+    found = {keys[key]: values[0] for key, values in read.items() if len(values) == 1 and isfinite(values[0])}
+    return {**_read_peft_alphas(header, modules), **found}
+
+
+def _read_peft_alphas(header: Header, modules: Mapping[str, _Module]) -> dict[str, float]:
+    try:
+        said = read_metadata(header.metadata)
+        components = {name.partition(".")[0] for name in modules} if said else set[str]()
+        settings = {name: read_settings(said, "" if "lora_alpha" in said else name) for name in components}
+    except FlawError:
+        return {}  # the loader refuses it
+    found = {module.name: _peft_alpha(settings, name, module) for name, module in modules.items()} if said else {}
+    return {name: alpha for name, alpha in found.items() if alpha is not None}
+
+
+def _peft_alpha(settings: Mapping[str, PeftSettings], name: str, module: _Module) -> float | None:
+    component, rank = name.partition(".")[0], _to_rank(module)
+    return None if rank is None else settings[component].alpha_of(name, rank)
 
 
 def _to_rank(module: _Module) -> int | None:
@@ -222,7 +242,7 @@ def _block_order(block: str) -> tuple[int, int]:
 
 def _summarize(block: str, modules: list[_Module], alphas: Mapping[str, float]) -> BlockFacts:
     ranks = [rank for module in modules if (rank := _to_rank(module)) is not None]
-    known = [alphas[module.alpha_key] for module in modules if module.alpha_key and module.alpha_key in alphas]
+    known = [alphas[module.name] for module in modules if module.name in alphas]
     return BlockFacts(
         block=block,
         modules=len(modules),

@@ -223,7 +223,7 @@ def test_the_same_layer_under_two_names_is_refused(pipeline: Any, tmp_path: Path
 
 
 def test_a_lora_for_something_else_names_what_it_holds(pipeline: Any, tmp_path: Path) -> None:
-    down, up, _ = pair(nn.Linear(8, 8), 2, torch.Generator())
+    down, up, _ = pair(nn.Linear(3072, 8), 2, torch.Generator())
     layer = "transformer.single_transformer_blocks.0.attn.to_q"
     file = save({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, tmp_path / "flux.safetensors")
     told = (
