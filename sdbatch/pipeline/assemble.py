@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,16 @@ def load_tokenizer(encoder: Encoder, recipe: Recipe, configs: Configs) -> Any:
     folder = configs.find(encoder.tokenizer)
     if folder is None:
         raise WeightFileError(f"family.config: {configs.folders[-1]} has no {encoder.tokenizer}; it needs the tokenizer's files.")
-    if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
+    has_own = (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()
+    if has_own and not folder.samefile(CLIP_VOCABULARY):
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    marks = read_json(folder / "tokenizer_config.json", "family.config")
-    return CLIPTokenizer.from_pretrained(str(CLIP_VOCABULARY), local_files_only=True, pad_token=marks["pad_token"])
+    return _load_clip_vocabulary(read_json(folder / "tokenizer_config.json", "family.config")["pad_token"])
+
+
+@lru_cache(maxsize=4)
+def _load_clip_vocabulary(pad_token: str) -> CLIPTokenizer:
+    """Read once in a process, as libraries are: it takes as long as all modules of a model together."""
+    return CLIPTokenizer.from_pretrained(str(CLIP_VOCABULARY), local_files_only=True, pad_token=pad_token)
 
 
 def read_scheduler_config(recipe: Recipe, checkpoint: Checkpoint, configs: Configs) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from sdbatch.adapters.read import Tensors, read_folder, read_tensors
+from sdbatch.adapters.read import TensorFile, Tensors, read_folder, read_tensors
 from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.families import Component, Family
@@ -51,7 +52,7 @@ class FileCheckpoint:
         self.is_ema = recipe.ema
         self.configs = configs
         self.label = f"checkpoint.{self.file.name}"
-        self._tensors: Tensors | None = None
+        self._read: TensorFile | None = None
 
     def key(self, part: Component) -> Hashable:
         """The file, and for the denoiser which of its two sets of weights."""
@@ -59,7 +60,9 @@ class FileCheckpoint:
 
     def component(self, part: Component) -> Tensors:
         """The tensors under the component's prefix, renamed."""
-        tensors = self._read()
+        if self._read is None:
+            self._read = read_tensors(self.file)
+        tensors = self._read.tensors
         family = self.configs.family
         found = find_part(tensors, part, family)
         if not found:
@@ -70,16 +73,12 @@ class FileCheckpoint:
             )
         if self.is_ema and part.name == family.denoiser:
             found = self._take_ema(tensors, found, part)
+        self._read.read_ahead(found.values())
         return rename(found, part, self.configs, f"{self.label} ({part.name})")
 
     def prediction(self) -> Prediction:
         """From the file's header."""
         return _prediction_of(self.file)
-
-    def _read(self) -> Tensors:
-        if self._tensors is None:
-            self._tensors = read_tensors(self.file).tensors
-        return self._tensors
 
     def _take_ema(self, tensors: Tensors, found: Tensors, part: Component) -> Tensors:
         """The averaged weights, which are kept under the same names without dots."""
@@ -157,6 +156,7 @@ def _or_set(part: Component, family: Family) -> str:
     return "" if part.name == family.denoiser else f", or set {part.name}=FILE"
 
 
+@lru_cache(maxsize=8)
 def _prediction_of(file: WeightFile) -> Prediction:
     identity = identify(Path(file.path))
     return Prediction(identity.prediction_type, identity.zero_snr)
