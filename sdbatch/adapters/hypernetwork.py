@@ -42,6 +42,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "selu": functional.selu,
     "celu": functional.celu,
     "relu6": functional.relu6,
+    "rrelu": functional.rrelu,
     "logsigmoid": functional.logsigmoid,
     "tanhshrink": functional.tanhshrink,
     "softshrink": functional.softshrink,
@@ -87,7 +88,12 @@ def load_hypernetwork(file: WeightFile) -> Hypernetwork:
     pairs: dict[int, tuple[tuple[Layer, ...], tuple[Layer, ...]]] = {}
     for width, states in content.items():
         if isinstance(width, int) and isinstance(states, list | tuple):
-            key, value = (_read_network(file, content, state) for state in cast("tuple[Any, Any]", states)[:2])
+            try:
+                key, value = (_read_network(file, content, state) for state in cast("tuple[Any, Any]", states)[:2])
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise WeightFileError(
+                    f"hypernetwork.{file.name}: its networks for {width} cannot be read ({error}). Choose another file."
+                ) from error
             pairs[width] = (key, value)
     if not pairs:
         raise WeightFileError(f"hypernetwork.{file.name}: no networks found in it. Choose a hypernetwork that A1111 has trained.")
@@ -96,12 +102,12 @@ def load_hypernetwork(file: WeightFile) -> Hypernetwork:
 
 def _read_network(file: WeightFile, settings: Mapping[Any, Any], state: Mapping[str, Tensor]) -> tuple[Layer, ...]:
     """The layers of one network, by the indices that are there: those of activations and dropout hold no tensors."""
-    renamed = {_renamed(key): tensor for key, tensor in state.items()}
-    indices = sorted({int(key.split(".")[1]) for key in renamed if key.startswith("linear.")})
-    found = [(renamed[f"linear.{index}.weight"], renamed[f"linear.{index}.bias"]) for index in indices]
     name = str(settings.get("activation_func") or "linear").lower()
     if name not in ACTIVATIONS:
         raise WeightFileError(f"hypernetwork.{file.name}: its activation {name!r} is not known. {did_you_mean(name, ACTIVATIONS)}")
+    renamed = {_renamed(key): tensor for key, tensor in state.items()}
+    indices = sorted({int(key.split(".")[1]) for key in renamed if key.startswith("linear.")})
+    found = [(renamed[f"linear.{index}.weight"], renamed[f"linear.{index}.bias"]) for index in indices]
     linears = sum(weight.dim() == 2 for weight, _ in found)
     layers: list[Layer] = []
     for weight, bias in found:
@@ -142,8 +148,10 @@ class HypernetworkStack:
         found = {name: module for name, module in unet.named_modules() if name.endswith((".to_k", ".to_v"))}
         layers = {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
         widths = {module.in_features for module in layers.values()}
+        texts = {module.in_features for name, module in layers.items() if name.endswith("attn2.to_k")}
         for network in networks:
-            if not network.pairs.keys() <= widths:
+            # As in A1111, a network of a width that the model does not have is left out: files may hold those of several families.
+            if not network.pairs.keys() <= widths and texts.isdisjoint(network.pairs):
                 raise WeightFileError(
                     f"hypernetwork.{network.name}: made for contexts {_join(network.pairs)} wide, the model's are {_join(widths)}. "
                     "It was made for another family; choose one of this family."

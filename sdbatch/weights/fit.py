@@ -107,6 +107,8 @@ def _find_difference(file: Identity, group: str, base: Identity) -> str | None:
             return f" with {_join(_token_widths(base))}-wide tokens"
         case "lora" if not _changes_known_encoders(file, base):
             return f" with {_join(_token_widths(base))}-wide tokens"
+        case "hypernetwork" if file.cross_attention_width is None and base.family in ("sdxl", "flux"):
+            return ", for which there are no hypernetworks"
         case "controlnet" if base.family == "flux":
             return ", with which sdbatch runs no ControlNet"
         case "ip_adapter" if base.family == "flux":

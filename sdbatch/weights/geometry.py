@@ -24,7 +24,9 @@ def find_cross_attention_width(header: Header, kind: str) -> int | None:
     """Width of the text states that a denoiser or an adapter of its attention reads."""
     if kind == "hypernetwork":
         widths = {int(name.partition(".")[0]) for name in header.tensors if name.partition(".")[0].isdigit()}
-        return next((width for width in BY_UNET_WIDTH if width in widths and width != 1280), None)
+        texts = widths & (BY_UNET_WIDTH.keys() - {1280})
+        # A file may have networks for several families; each model takes those of its own widths.
+        return texts.pop() if len(texts) == 1 else None
     suffixes = _TEXT_OF_IP_ADAPTER if kind == "ip_adapter" else (*_TEXT_OF_UNET, *_TEXT_OF_TRANSFORMER)
     return _last_dim(header, suffixes)
 

@@ -111,6 +111,27 @@ def test_two_act_one_after_the_other(model: TinyModel, tmp_path: Path) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=3e-5 * float(expected.abs().max()))
 
 
+def test_a_file_for_several_families_gives_each_its_own_networks(model: TinyModel, tmp_path: Path) -> None:
+    """A1111 trains any set of 320, 640, 768, 1024 and 1280, and leaves out what a model does not have."""
+    file, pairs = write(tmp_path / "both.pt", CASES["relu"], (32, 64, 1024))
+    stack = HypernetworkStack(model.pipeline.unet, [load_hypernetwork(file)])
+    stack.set_strengths(torch.tensor([[0.8]]))
+    ours = run(model.pipeline)
+    stack.detach()
+    unet = wrapped(model.pipeline.unet, [(pairs, 0.8)])
+    expected = run(type("Wrapped", (), {"unet": unet, "text_encoder": model.pipeline.text_encoder}))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=3e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "state", [None, {"linear.0.weight": torch.ones(2, 2)}, {"linear.x.weight": 1}, {"linear.0.weight": 1, "linear.0.bias": 2}]
+)
+def test_networks_that_are_none(state: Any, tmp_path: Path) -> None:
+    torch.save({32: (state, state), "activation_func": "relu"}, tmp_path / "bad.pt")
+    with pytest.raises(WeightFileError, match=r"hypernetwork\.bad: its networks for 32 cannot be read"):
+        load_hypernetwork(WeightFile("bad", str(tmp_path / "bad.pt"), "bad"))
+
+
 def test_old_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = {f"linear{n}.{kind}": torch.randn(s) for n, kind, s in ((1, "weight", (16, 8)), (1, "bias", (16,)))}
@@ -123,8 +144,8 @@ def test_old_names(tmp_path: Path) -> None:
 
 
 def test_another_family_an_unknown_function_and_no_hypernetwork(model: TinyModel, tmp_path: Path) -> None:
-    wide, _ = write(tmp_path / "wide.pt", CASES["plain"], (32, 768))
-    with pytest.raises(WeightFileError, match=r"hypernetwork\.wide: made for contexts 32, 768 wide, the model's are 32, 64"):
+    wide, _ = write(tmp_path / "wide.pt", CASES["plain"], (64, 768))
+    with pytest.raises(WeightFileError, match=r"hypernetwork\.wide: made for contexts 64, 768 wide, the model's are 32, 64"):
         HypernetworkStack(model.pipeline.unet, [load_hypernetwork(wide)])
     odd, _ = write(tmp_path / "odd.pt", CASES["plain"])
     content = torch.load(odd.path, weights_only=True)

@@ -283,6 +283,7 @@ def test_rank_and_alpha_by_block(tmp_path: Path, dtype: str) -> None:
         ({"emb_params": (2, 128)}, {"kind": "embedding", "family": "tiny"}),
         (d.hypernetwork((768, 320, 640, 1280)), {"kind": "hypernetwork", "family": "sd1", "cross_attention_width": 768}),
         (d.hypernetwork((320, 640, 1024, 1280)), {"kind": "hypernetwork", "family": "sd2"}),
+        (d.hypernetwork((320, 640, 768, 1024, 1280)), {"kind": "hypernetwork", "family": None, "cross_attention_width": None}),
         ({"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)}, {"kind": "upscaler", "variant": "esrgan"}),
         ({"conv_first.weight": (64, 3, 3, 3), "body.0.rdb1.conv1.weight": (32, 64, 3, 3)}, {"kind": "upscaler", "variant": "esrgan"}),
         (
