@@ -159,6 +159,9 @@ class PathsConf:
     models: list[str] = field(default_factory=lambda: ["models"])
     """Model folders, first match wins; A1111 and ComfyUI roots work. What ships with sdbatch comes last."""
     outputs: str = "outputs"
+    spool: str | None = None
+    """Where a worker keeps the images of a block until it is committed; unset: the machine's temporary folder (TMPDIR). In a
+    folder that all machines see, a lost machine too costs a batch."""
 
 
 @dataclass

@@ -1,8 +1,11 @@
-"""Finished images of blocks that are not complete, on this machine's own disk, so that a killed worker costs a batch, not a block.
+"""Finished images of blocks that are not complete, so that a killed worker costs a batch, not a block.
 
-A block of a packed or large sweep is many batches. What a worker has made of one is kept here until the block is committed;
-when the worker is killed, the next one on this machine that takes its shard finds it. Nothing depends on it: what is lost
-here is made again. It lies beside the folder, not in it, as a file for each batch is what blocks are there to spare a shared one.
+A block of a packed or large sweep is many batches. What is made of one is kept here until the block is committed; when its
+worker is killed, the next one that takes the shard finds it. Nothing depends on it: what is lost here is made again, and who
+keeps the same batch twice keeps the same images.
+
+It lies in the machine's temporary folder, not in the sweep's, as a file for each batch is what blocks are there to spare a
+shared file system; `paths.spool` may name a place that outlives the machine.
 """
 
 from __future__ import annotations
@@ -12,13 +15,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from sdbatch.errors import FolderError
 from sdbatch.results.block import rows_in
-from sdbatch.results.disk import Process, is_alive
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.row import Row
 from sdbatch.results.schema import OK
@@ -31,22 +33,12 @@ Place = tuple[int, int]
 
 
 class Spool:
-    """What the workers of a sweep on this machine have made and not committed, a folder for each worker.
+    """What the workers of a sweep have made and not committed, a folder for each shard."""
 
-    A worker may read what the dead have left, and writes to its own folder alone.
-    """
-
-    def __init__(self, folder: SweepFolder, temporary: Path | None = None) -> None:
-        """`temporary` is where the system keeps what need not last, unless it is given."""
-        process = Process.own()
-        sweep = hashlib.sha256(f"{process.machine} {folder.path.resolve()}".encode()).hexdigest()[:16]
-        self._user = (temporary or Path(tempfile.gettempdir())) / f"sdbatch-{os.getuid()}"
-        self._home = self._user / sweep
-        self._own = self._home / f"{process.pid}-{process.start}"
-        self._files: dict[Place, list[Path]] = {}
-        self._left: dict[str, tuple[Path, Row]] = {}
-        """By image id, what the dead have left and where its bytes lie."""
-        self._read: set[str] = set()
+    def __init__(self, folder: SweepFolder, above: Path | None = None) -> None:
+        """`above`: where it lies; None: where the system keeps what need not last."""
+        self._user = (above or Path(tempfile.gettempdir())) / f"sdbatch-{os.getuid()}"
+        self._home = self._user / hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
         self._is_usable = self._is_ours()
 
     def keep(self, place: Place, rows: Sequence[Row], images: Mapping[str, bytes]) -> None:
@@ -54,71 +46,47 @@ class Spool:
         good = [row for row in rows if row["status"] == OK]
         if not good or not self._is_usable:
             return
-        final = self._own / f"{place[0]}-{place[1]}-{good[0]['image_id']}.tar"
-        partial = final.with_suffix(".part")
+        final = self._shard(place[0]) / f"{place[1]}-{good[0]['image_id']}.tar"
+        partial = final.with_suffix(f".{os.getpid()}")
         try:
-            self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 write_tar_shard(file, ((row, images[row["image"]]) for row in good))
             partial.rename(final)
         except OSError as error:
-            log.warning("%s: what is made of a block is not kept until it is committed: %s", self._own, error)
+            log.warning("%s: what is made of a block is not kept until it is committed: %s", self._home, error)
             self._is_usable = False
-            return
-        self._files.setdefault(place, []).append(final)
 
     def drop(self, place: Place) -> None:
         """The block is committed."""
-        for path in self._files.pop(place, ()):
-            with suppress(OSError):
-                path.unlink()
+        with suppress(OSError):
+            for path in self._shard(place[0]).glob(f"{place[1]}-*"):
+                path.unlink(missing_ok=True)
+            self._shard(place[0]).rmdir()  # refused while there is more
 
-    def take(self, image_ids: Iterable[str]) -> Iterator[tuple[Row, bytes]]:
-        """Of these images the ones that the dead have left, whole."""
-        self._read_left()
-        for image_id in image_ids:
-            if image_id not in self._left:
-                continue
-            path, row = self._left.pop(image_id)
-            with suppress(OSError), path.open("rb") as file:
-                data = os.pread(file.fileno(), row["image_bytes"], row["image_offset"])
-                if hashlib.sha256(data).hexdigest() == row["image_sha256"]:
-                    yield row | {"image_offset": None}, data
+    def take(self, shard: int, image_ids: Collection[str]) -> Iterator[tuple[Row, bytes]]:
+        """Of these images the ones that are kept here, whole."""
+        for path in sorted(self._shard(shard).glob("*.tar")) if self._is_usable else ():
+            with suppress(FolderError, OSError):
+                rows = rows_in(path)
+                with path.open("rb") as file:
+                    for row in rows:
+                        data = os.pread(file.fileno(), row["image_bytes"], row["image_offset"])
+                        if row["image_id"] in image_ids and hashlib.sha256(data).hexdigest() == row["image_sha256"]:
+                            yield row | {"image_offset": None}, data
 
-    def close(self, *, is_finished: bool) -> None:
-        """Give up the own folder, as all is committed; with the sweep finished also what the dead have left."""
-        shutil.rmtree(self._own, ignore_errors=True)
-        if is_finished:
-            for dead in self._dead():
-                shutil.rmtree(dead, ignore_errors=True)
-            with suppress(OSError):  # another worker's folder may be in it
-                self._home.rmdir()
+    def clear(self) -> None:
+        """The sweep is finished: what workers left that were killed goes."""
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _shard(self, shard: int) -> Path:
+        return self._home / str(shard)
 
     def _is_ours(self) -> bool:
         """Whether the user's folder of a place that all users share is theirs alone."""
         try:
-            self._user.mkdir(mode=0o700, exist_ok=True)
+            self._user.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self._user.lstat()
         except OSError:
             return False
         return found.st_uid == os.getuid() and not found.st_mode & 0o077  # nor a link, whose mode is 777
-
-    def _dead(self) -> Iterator[Path]:
-        """The folders of workers that do not run any more."""
-        try:
-            folders = sorted(self._home.iterdir())
-        except OSError:
-            return
-        for folder in folders:
-            pid, _, start = folder.name.partition("-")
-            if pid.isdecimal() and not is_alive(int(pid), start):
-                yield folder
-
-    def _read_left(self) -> None:
-        for folder in self._dead() if self._is_usable else ():
-            if folder.name in self._read:
-                continue
-            self._read.add(folder.name)
-            for path in sorted(folder.glob("*.tar")):
-                with suppress(FolderError):
-                    self._left |= {row["image_id"]: (path, row) for row in rows_in(path)}

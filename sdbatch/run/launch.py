@@ -26,7 +26,6 @@ from sdbatch.run.follow import follow
 from sdbatch.run.launchers import ray, slurm
 from sdbatch.run.launchers.command import Submission, write_submission
 from sdbatch.run.launchers.template import job_file
-from sdbatch.run.node import is_finished
 from sdbatch.run.outcome import Handed, Outcome, Printed, count
 from sdbatch.run.prepare import Job
 from sdbatch.run.projecting import Projecting
@@ -125,7 +124,7 @@ def _make_here(folder: SweepFolder, settings: Settings, launcher: LocalLauncher,
     """Make what is free, and then what workers leave that were busy before this run began."""
     tally = _supervise(folder, settings, launcher, before, watcher)
     began_s = tally.started_s
-    while tally.error is None and not tally.signal_number and not is_finished(folder):
+    while tally.error is None and not tally.signal_number and not roster.is_finished(folder):
         if roster.watch_alive(folder.claims):
             tally = follow(folder, before, watcher, by_engine=False)
             if tally.made + tally.failed >= tally.total:
@@ -179,7 +178,7 @@ def close(folder: SweepFolder, settings: Settings, before: int, tally: Tally) ->
 
 def close_if_last(folder: SweepFolder) -> Outcome | None:
     """What the task of an engine does at its end: None unless it ended the sweep, and nobody waits to close it."""
-    if not folder.claims.is_dir() or not is_finished(folder):
+    if not folder.claims.is_dir() or not roster.is_finished(folder):
         return None
     try:
         with folder.lock():

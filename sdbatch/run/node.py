@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sdbatch.plan.store import PlanFile
-from sdbatch.results.folder import GROUP_SHARDS, SweepFolder
+from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import committed
-from sdbatch.run.claim import Claims
 from sdbatch.run.device import Place, find_places
 from sdbatch.run.display import TaskWatcher
 from sdbatch.run.outcome import count
@@ -77,12 +76,3 @@ def work(folder: SweepFolder, task: Task, devices: str, threads: int | None) -> 
 def _devices(asked: str) -> str:
     """`memory.device` for another machine than it was written for: a list of devices means nothing there."""
     return asked if asked in ("auto", "cpu", "cuda") else "auto"
-
-
-def is_finished(folder: SweepFolder) -> bool:
-    """Whether every shard is done, as the claims say; also when they are gone because the sweep has ended."""
-    if not folder.claims.is_dir():
-        return True
-    shards = PlanFile(folder.plan).shards
-    claims = Claims(folder.claims, "")
-    return sum(len(claims.read_group(group).done) for group in range(-(-shards // GROUP_SHARDS))) >= shards

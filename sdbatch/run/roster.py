@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdbatch.errors import FolderError
+from sdbatch.plan.store import PlanFile
 from sdbatch.results.disk import explained, write_file
-from sdbatch.results.folder import SweepFolder
+from sdbatch.results.folder import GROUP_SHARDS, SweepFolder
 from sdbatch.results.stray import list_temporary, remove_abandoned
-from sdbatch.run.claim import FINISHED, HEARTBEAT_S, claim_path, names_in
+from sdbatch.run.claim import FINISHED, HEARTBEAT_S, Claims, claim_path, names_in
 from sdbatch.run.lease import Owner, Signature, signature_of
 
 
@@ -72,6 +73,15 @@ def alone(folder: SweepFolder) -> Generator[int]:
             count = "1 worker is" if len(busy) == 1 else f"{len(busy)} workers are"
             raise FolderError(f"{folder.path}: {count} busy with it. Wait for them, or stop them: sdbatch stop {folder.path}")
         yield remove_abandoned(temporary, ())
+
+
+def is_finished(folder: SweepFolder) -> bool:
+    """Whether every shard is done, as the claims say; also when they are gone because the sweep has ended."""
+    if not folder.claims.is_dir():
+        return True
+    shards = PlanFile(folder.plan).shards
+    claims = Claims(folder.claims, "")
+    return sum(len(claims.read_group(group).done) for group in range(-(-shards // GROUP_SHARDS))) >= shards
 
 
 def clear(folder: Path, finished: Sequence[int] = ()) -> None:

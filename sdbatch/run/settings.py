@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from sdbatch.plan.tree import Tree, get
@@ -28,6 +29,8 @@ class Settings:
     tracking_uri: str | None = None
     experiment: str = "sdbatch"
     outputs: str = "outputs"
+    spool: str | None = None
+    """Where workers keep what they have not committed; None: in the machine's temporary folder."""
     launcher: dict[str, Any] = field(default_factory=lambda: {"name": "local"})
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,5 +60,6 @@ def read_settings(config: Tree, name: str, launcher: Mapping[str, Any]) -> Setti
         tracking_uri=get(config, "tracking.uri"),
         experiment=get(config, "tracking.experiment", "sdbatch"),
         outputs=get(config, "paths.outputs", "outputs"),
+        spool=str(Path(spool).expanduser().absolute()) if (spool := get(config, "paths.spool")) else None,
         launcher=dict(launcher),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sdbatch.cell import Cell
 from sdbatch.errors import DeviceError, FolderError, SdbatchError
@@ -27,6 +28,7 @@ from sdbatch.run.handover import Handover
 from sdbatch.run.lease import signature_of
 from sdbatch.run.message import Broken, Committed, Idle, Leaving, Making, Refused, Reporter, Step, Watching
 from sdbatch.run.pulse import Pulse
+from sdbatch.run.roster import is_finished
 from sdbatch.run.settings import Settings
 from sdbatch.run.shard import OpenShards, shard_done
 from sdbatch.run.share import Share
@@ -64,7 +66,7 @@ class Worker:
         self.engines: dict[str, Engine] = {}
         self.unchanged = Unchanged()
         self.pulse = Pulse(self.reporter)
-        self.spool = Spool(self.folder)
+        self.spool = Spool(self.folder, Path(self.settings.spool) if self.settings.spool else None)
 
     def run(self) -> int:
         """Work until nothing is left or a stop is asked for. Returns the exit code."""
@@ -74,7 +76,6 @@ class Worker:
             with self.pulse.beating(), BlockWriter(self.folder, origin, output, self._report, spool=self.spool) as writer:
                 self._work(writer)
         except Stopped:
-            self.spool.close(is_finished=False)
             return self.stop.exit_code
         except FolderError as error:
             self.reporter.send(Refused(str(error)))
@@ -85,7 +86,8 @@ class Worker:
         except Exception as error:
             self.reporter.send(Broken(describe(error)))
             raise
-        self.spool.close(is_finished=True)
+        if is_finished(self.folder):
+            self.spool.clear()
         self.reporter.send(Idle())
         return 0
 
@@ -147,8 +149,8 @@ class Worker:
         """What is to be made of a shard; what a killed worker had made of its open block is handed over instead."""
         least = block_cells(self.plan.cells, self.settings.format)
         todo = cut_blocks(cells, batch_size, least, self.done)
-        missing = (cell.image_id for cell in cells if cell.image_id not in self.done)
-        found = {row["image_id"]: (row, data) for row, data in self.spool.take(missing)}
+        missing = {cell.image_id for cell in cells if cell.image_id not in self.done}
+        found = {row["image_id"]: (row, data) for row, data in self.spool.take(shard, missing)}
         if not found:
             return todo
         for batch in todo:

@@ -60,8 +60,9 @@ def _work_as_task(words: Mapping[str, str]) -> int:
     """All devices, each in a supervised process; the last task to end draws and records the sweep."""
     from sdbatch.run import requeue
     from sdbatch.run.launch import close_if_last
-    from sdbatch.run.node import Task, find_task, is_finished, work
+    from sdbatch.run.node import Task, find_task, work
     from sdbatch.run.projecting import node_uri, wait_for_tracking
+    from sdbatch.run.roster import is_finished
     from sdbatch.verbs.report import finish
 
     folder = SweepFolder(words["OUT"])

@@ -1,9 +1,8 @@
-"""What a killed worker had made of a block is found by the next one, whole, and nobody else's is taken."""
+"""What a killed worker had made of a block is found by the next one, whole, wherever that runs if it sees the same folder."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ def files(temporary: Path) -> list[Path]:
     return [path for path in temporary.glob("sdbatch-*/**/*") if path.is_file()]
 
 
-def kill(temporary: Path) -> None:
-    """Let the folder of this process be that of one that is gone."""
-    (own,) = (path for path in temporary.glob("sdbatch-*/*/*") if path.is_dir())
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    own.rename(own.with_name(f"{gone.pid}-1"))
-
-
 @pytest.fixture
 def spool(folder: SweepFolder, tmp_path: Path) -> Spool:
     """One batch of three, of which one failed, kept for a block."""
@@ -40,44 +31,41 @@ def spool(folder: SweepFolder, tmp_path: Path) -> Spool:
 
 
 @pytest.mark.usefixtures("spool")
-def test_the_dead_leave_what_was_good_with_rows_as_they_were(folder: SweepFolder, tmp_path: Path) -> None:
-    kill(tmp_path)
+def test_what_was_good_is_found_with_rows_as_they_were(folder: SweepFolder, tmp_path: Path) -> None:
     rows, images = record(folder, ORIGIN, [make_picture(0), make_picture(2)], ROOM, shard=3)
-    found = list(Spool(folder, tmp_path).take(IDS))
+    found = list(Spool(folder, tmp_path).take(3, IDS))
     assert [data for _, data in found] == list(images.values())
     now = table_of(rows)["made_at"]
     again = table_of([row for row, _ in found])
     assert again.set_column(again.column_names.index("made_at"), "made_at", now).equals(table_of(rows))
+    assert [row["image_id"] for row, _ in Spool(folder, tmp_path).take(3, IDS[2:])] == [IDS[2]]
+    assert not list(Spool(folder, tmp_path).take(4, IDS))
 
 
-def test_the_living_keep_theirs_and_the_committed_is_dropped(spool: Spool, folder: SweepFolder, tmp_path: Path) -> None:
-    assert not list(Spool(folder, tmp_path).take(IDS))
-    spool.drop((3, 8))
-    assert len(files(tmp_path)) == 1
-    spool.drop((3, 7))
-    assert not files(tmp_path)
+def test_the_committed_is_dropped_whoever_kept_it(spool: Spool, folder: SweepFolder, tmp_path: Path) -> None:
+    spool.keep((3, 70), *record(folder, ORIGIN, [make_picture(0)], ROOM))
+    Spool(folder, tmp_path).drop((3, 8))
+    assert len(files(tmp_path)) == 2
+    Spool(folder, tmp_path).drop((3, 7))
+    assert [path.name for path in files(tmp_path)] == [f"70-{IDS[0]}.tar"]
+    spool.drop((3, 70))
+    assert not list(tmp_path.glob("sdbatch-*/*/*"))
 
 
 @pytest.mark.usefixtures("spool")
 def test_another_sweep_finds_nothing_and_what_is_damaged_is_made_again(folder: SweepFolder, tmp_path: Path) -> None:
-    kill(tmp_path)
-    assert not list(Spool(SweepFolder(tmp_path / "other"), tmp_path).take(IDS))
+    assert not list(Spool(SweepFolder(tmp_path / "other"), tmp_path).take(3, IDS))
     (path,) = files(tmp_path)
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
-    assert [row["image_id"] for row, _ in Spool(folder, tmp_path).take(IDS)] == [IDS[2]]
+    assert [row["image_id"] for row, _ in Spool(folder, tmp_path).take(3, IDS)] == [IDS[2]]
     path.write_bytes(data[:600])
-    assert not list(Spool(folder, tmp_path).take(IDS))
+    assert not list(Spool(folder, tmp_path).take(3, IDS))
 
 
-@pytest.mark.usefixtures("spool")
-def test_the_end_of_a_sweep_leaves_nothing(folder: SweepFolder, tmp_path: Path) -> None:
-    kill(tmp_path)
-    last = Spool(folder, tmp_path)
-    last.close(is_finished=False)
-    assert len(files(tmp_path)) == 1, "a sweep that is stopped may be gone on with"
-    last.close(is_finished=True)
+def test_the_end_of_a_sweep_leaves_nothing(spool: Spool, tmp_path: Path) -> None:
+    spool.clear()
     assert not list(tmp_path.glob("sdbatch-*/*"))
 
 

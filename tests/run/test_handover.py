@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -41,19 +43,21 @@ def build(engine: str, device: str, threads: int | None) -> Gpu:
 
 
 @pytest.mark.parametrize("form", ["default", "webdataset"])
-def test_a_batch_is_kept_before_the_next_one_ends(begin: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    folder = begin("sweep", "seed=range(0,12)", "batch_size=4", f"output={form}")
-    own = Worker(folder, ON_GPU)
-    spool = own.spool
+def test_a_batch_is_kept_before_the_next_one_ends(
+    begin: Callable[..., SweepFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    spool = tmp_path / f"sdbatch-{os.getuid()}"
+    folder = begin("sweep", "seed=range(0,12)", "batch_size=4", f"output={form}", f"paths.spool={tmp_path}")
 
     def kept(images: int) -> bool:
         if form == "default":
             return load_rows(folder, ["image_id"]).num_rows >= images
-        return sum(map(len, vars(spool)["_files"].values())) * 4 >= images
+        return len(list(spool.glob("*/*/*.tar"))) * 4 >= images
 
     monkeypatch.setattr(Gpu, "kept", staticmethod(kept), raising=False)
     monkeypatch.setattr(worker, "build_engine", build)
-    assert own.run() == 0
+    assert Worker(folder, ON_GPU).run() == 0
+    assert not list(spool.iterdir())
     assert load_rows(folder, ["image_id"]).num_rows == 12
 
 
