@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO, Any
 from sdbatch.errors import FolderError
 from sdbatch.results.block import ImageReader
 from sdbatch.results.disk import explained, replace, sync_folders, write_file
-from sdbatch.results.folder import SweepFolder
+from sdbatch.results.folder import FLAT_LIMIT, SweepFolder
 from sdbatch.results.lock import LOCK, holding
 from sdbatch.results.parquet_shard import write_parquet_shard
 from sdbatch.results.reader import iter_rows
@@ -32,6 +32,8 @@ MARKER = ".export.json"
 """Says what an export holds. The dot keeps it out of the way of readers that take a whole folder."""
 
 MEGABYTE = 1_000_000
+FOLDER_SHARDS = 1000
+"""Shards of one folder, where there are more than FLAT_LIMIT in all."""
 
 Sample = tuple[Row, bytes]
 """A row and the bytes of its PNG."""
@@ -43,7 +45,7 @@ class Export:
 
     path: Path
     shards: tuple[str, ...]
-    """File names, in order."""
+    """Files in order, as paths in the folder."""
     images: int
     size: int
     """Bytes of all images."""
@@ -79,7 +81,7 @@ def export_webdataset(folder: SweepFolder, out: Path | str, shard_mb: int = 256)
 
 def _export(folder: SweepFolder, out: Path, form: _Format, shard_mb: int) -> Export:
     counts, size, content = _cut(folder, shard_mb * MEGABYTE)
-    names = tuple(form.file_name.format(number, len(counts)) for number in range(len(counts)))
+    names = tuple(_name(form, number, len(counts)) for number in range(len(counts)))
     facts = {"format": form.name, "shards": names, "images": sum(counts), "size": size, "content": content}
     mark = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
     export = Export(out, names, sum(counts), size)
@@ -106,13 +108,18 @@ def _export(folder: SweepFolder, out: Path, form: _Format, shard_mb: int) -> Exp
     return export
 
 
+def _name(form: _Format, number: int, count: int) -> str:
+    name = form.file_name.format(number, count)
+    return name if count <= FLAT_LIMIT else f"{number // FOLDER_SHARDS:04d}/{name}"
+
+
 def _take_place(work: Path, out: Path) -> None:
     """Give a finished export its name; an earlier one there, as `_is_done` allowed it, goes first."""
     with explained("cannot finish", out):
         if out.exists():
             out.rename(out.parent / f"{work.name}-old")
         work.rename(out)
-    sync_folders([out, out.absolute().parent])
+    sync_folders([*(path for path in out.iterdir() if path.is_dir()), out, out.absolute().parent])
 
 
 def _working_name(out: Path, mark: str) -> str:
@@ -181,6 +188,8 @@ def _write_shard(final: Path, form: _Format, samples: Iterator[Callable[[], Samp
             pass
         return
     temporary = final.with_name(f".tmp-{final.name}")
+    with explained("cannot make", final.parent):
+        final.parent.mkdir(exist_ok=True)
     with explained("cannot write", final), temporary.open("wb") as handle:
         form.write(handle, (read() for read in samples))
         handle.flush()
@@ -200,9 +209,11 @@ def _is_done(folder: SweepFolder, out: Path, mark: str) -> bool:
     found = _marker(out)
     if found.get("sha256") == mark:
         return True
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*")} if out.is_dir() else {""}
+    shards: Sequence[str] = found.get("shards", ())
+    own = {MARKER, *shards, *(above for shard in shards if (above := shard.rpartition("/")[0]))}
     is_ours = bool(found) and folder.path.resolve() in out.resolve().parents
-    if names - ({MARKER, *found.get("shards", ())} if is_ours else set[str]()):
+    if names - (own if is_ours else set[str]()):
         held = "another export" if found else "other files"
         raise FolderError(f"out={out}: holds {held}. Choose another folder, or delete this one.")
     return False

@@ -193,21 +193,25 @@ def load_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> pa.T
     return pa.concat_tables([empty_table(schema), *iter_rows(folder, columns)]).combine_chunks()
 
 
-def iter_rows(folder: SweepFolder, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Rows part by part, each image once; memory holds one part at a time and the ids of all."""
+def iter_rows(folder: SweepFolder, columns: Sequence[str] | None = None, unreadable: dict[Path, str] | None = None) -> Iterator[pa.Table]:
+    """Rows part by part, each image once; memory holds one part at a time and the ids of all.
+
+    Parts that cannot be read are warned of, or added to `unreadable` with the reason: then every part is read.
+    """
     schema = _schema(columns)
     index = read_index(folder)
+    tell = _warn if unreadable is None else unreadable.__setitem__
     for part, reason in index.unreadable.items():
-        _warn(part, reason)
+        tell(part, reason)
     bounds = np.searchsorted(index.part, np.arange(len(index.parts) + 1))
     for number, part in enumerate(index.parts):
         first, last = bounds[number], bounds[number + 1]
-        if first == last:
+        if first == last and unreadable is None:
             continue
         try:
             table = _read(part, schema)
         except (pa.ArrowException, OSError) as error:
-            _warn(part, str(error))
+            tell(part, _reason(error))
             continue
         # All of them, mostly.
         yield table if last - first == len(table) else table.take(integers(index.slot[first:last].astype(np.int64)))

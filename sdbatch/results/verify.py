@@ -20,7 +20,7 @@ from PIL import Image
 from sdbatch.results.block import ImageReader, container_of, size_if_whole
 from sdbatch.results.disk import TEMPORARY
 from sdbatch.results.folder import SweepFolder
-from sdbatch.results.reader import damage_of, iter_rows
+from sdbatch.results.reader import iter_rows
 from sdbatch.results.stray import list_temporary
 from sdbatch.results.upkeep import drop_rows
 
@@ -67,17 +67,17 @@ class Report:
 
 
 def verify(folder: SweepFolder, full: bool = False) -> Report:
-    """Check all pages of all parts, and of every row that its image is there with the right size.
+    """Check every byte of all parts, and of every row that its image is there with the right size.
 
     `full` also reads every image: its SHA-256 must be the row's, and it must decode.
     """
-    unreadable = {part: reason for part in folder.parts() if (reason := damage_of(part))}
+    unreadable: dict[Path, str] = {}
     check = _Check(folder, full)
     known = array("q")
     checked = 0
     missing: dict[str, str] = {}
     corrupt: dict[str, tuple[str, str]] = {}
-    for table in iter_rows(folder, _COLUMNS):
+    for table in iter_rows(folder, _COLUMNS, unreadable):
         for row in table.to_pylist():
             image_id, image = row["image_id"], row["image"]
             if image is None:

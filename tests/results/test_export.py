@@ -66,6 +66,24 @@ def test_shards_are_cut_by_size_and_hold_each_image_once(sweep: SweepFolder, tmp
     assert sorted(ids) == sorted(PIXELS)
 
 
+def test_very_many_shards_lie_in_folders(sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, value in (("MEGABYTE", 1), ("FLAT_LIMIT", 2), ("FOLDER_SHARDS", 2)):
+        monkeypatch.setattr(export, name, value)
+    size = max(path.stat().st_size for path in sweep.images.iterdir())
+    out = sweep.path / "export"
+    done = export_parquet(sweep, out, shard_mb=2 * size)
+    assert done.shards == tuple(f"{number // 2:04d}/train-{number:05d}-of-00003.parquet" for number in range(3))
+    loaded = datasets.load_dataset("parquet", data_dir=str(out), cache_dir=str(tmp_path / "cache"), split="train")
+    assert sorted(loaded["image_id"]) == sorted(PIXELS)
+    assert export_parquet(sweep, out, shard_mb=2 * size) == done
+    assert len(export_parquet(sweep, out, shard_mb=size).shards) > 3, "its own is replaced"
+    (out / "0000/notes.txt").touch()
+    with pytest.raises(FolderError, match="holds another export"):
+        export_parquet(sweep, out, shard_mb=2 * size)
+
+
 def test_a_killed_export_goes_on_and_ends_the_same(sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "MEGABYTE", 1)
     size = max(path.stat().st_size for path in sweep.images.iterdir())
