@@ -60,6 +60,7 @@ class Composer:
                 raise ConfigError(f"--config-dir {config_dir}: no such folder. The jobs that ship with sdbatch need none: {shipped}.")
             search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(config_search_path=search_path)
+        self.catalog.known_names = self._known_names
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse override strings in Hydra's grammar. Raises ConfigError."""
@@ -126,6 +127,14 @@ class Composer:
             names = [*preset["known"], preset["name"]]
             return self.catalog.find_known(group, names) or self._find_renamed(group, preset["sha256"]) or preset["name"]
         return name if name in self.catalog.options(group) else None
+
+    def _known_names(self, group: str, option: str) -> list[str]:
+        """The file names that a preset is known by, where it is not chosen by its group but named: `checkpoint.merge.b`."""
+        if option not in self.options(group):
+            return []
+        found = self.loader.repository.load_config(f"{group}/{option}")
+        preset = cast(dict[str, Any], OmegaConf.to_container(found.config)).get("preset") if found else None
+        return preset["known"] if preset else []
 
     def _find_renamed(self, group: str, sha256: str | None) -> str | None:
         """The option whose file has this SHA-256 under a name of the user's own; only files that were hashed before are known."""

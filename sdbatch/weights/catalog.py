@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -90,6 +90,8 @@ class Catalog:
     def __init__(self, roots: Sequence[Path]) -> None:
         given = [Path(root).expanduser() for root in roots]
         self.roots: tuple[Path, ...] = tuple(dict.fromkeys([*(root for root in given if root != embedded_root()), embedded_root()]))
+        self.known_names: Callable[[str, str], Sequence[str]] = lambda _group, _preset: ()
+        """The file names that a preset of a group is known by; whoever knows the presets sets it."""
         self._scanned: dict[str, tuple[tuple[Entry, ...], ...]] = {}
         self._options: dict[str, dict[str, Path]] = {}
 
@@ -107,7 +109,7 @@ class Catalog:
         return self._options[group]
 
     def find(self, group: str, name_or_path: str) -> Path:
-        """The weight file that an option name, a file name, a path inside the kind's folder or any path stands for.
+        """The weight file that an option name, a file name, a path inside the kind's folder, any path or a preset stands for.
 
         Raises: WeightFileError that lists the nearest names, and the folders that were searched.
         """
@@ -130,6 +132,8 @@ class Catalog:
         by_key = {to_option_name(option): found for option, found in options.items()}
         if (option := to_option_name(name_or_path)) in by_key:
             return by_key[option]
+        if known := self.find_known(group, self.known_names(group, name_or_path)):
+            return options[known]
         raise WeightFileError(self._not_found(group, name_or_path))
 
     def find_known(self, group: str, names: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ import sdbatch
 from sdbatch.cell import STACKS
 from sdbatch.config.compose import Composer
 from sdbatch.config.schema import FILE_GROUPS
-from sdbatch.errors import ConfigError, PlanError
+from sdbatch.errors import ConfigError, PlanError, WeightFileError
 from sdbatch.families import FAMILIES
 from sdbatch.hub.address import read_address, to_address
 from sdbatch.weights.hashes import Hasher
@@ -134,6 +134,20 @@ def test_what_is_absent_is_told_with_its_names_folder_page_and_command() -> None
 def test_a_file_of_the_presets_own_name_is_the_preset(workspace: Path) -> None:
     write_safetensors(workspace / "models/checkpoints/f222.safetensors", narrow_checkpoint())
     assert plan_of("checkpoint=f222").recipes[0].checkpoint.name == "f222"
+
+
+def test_a_preset_is_found_wherever_its_name_stands_for_a_file(workspace: Path) -> None:
+    write_weight(workspace / "models/checkpoints/DreamShaper 8 pruned.safetensors")
+    enlarger = {"layers.0.residual_group.blocks.0.attn.relative_position_bias_table": (225, 6)}
+    path = write_safetensors(workspace / "models/upscale_models/003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.safetensors", enlarger)
+    (recipe,) = plan_of("checkpoint=base", "checkpoint.merge.b=dreamshaper").recipes
+    assert recipe.merge is not None
+    assert recipe.merge.b.path == str(workspace / "models/checkpoints/DreamShaper 8 pruned.safetensors")
+    catalog = Composer().catalog
+    assert catalog.find("upscaler", "SwinIR_4x").name == path.name  # as `task.upscaler=SwinIR_4x` asks for it
+    for unknown in ("4x-UltraSharp", "none", "there_is_none"):
+        with pytest.raises(WeightFileError, match="there is no file of this name"):
+            catalog.find("upscaler", unknown)
 
 
 @pytest.mark.usefixtures("workspace")
