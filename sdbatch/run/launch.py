@@ -12,7 +12,6 @@ from typing import Any
 
 from sdbatch.config.launcher import LocalLauncher, RayLauncher, SlurmLauncher, TemplateLauncher, read_launcher
 from sdbatch.errors import ConfigError, FolderError
-from sdbatch.plan.estimate import image_bytes
 from sdbatch.plan.store import PlanFile
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.reader import Index, committed
@@ -51,7 +50,6 @@ def run_job(job: Job) -> Ending:
         state = take_up(folder)
         tell_versions(folder)
         settle(folder, job, state)
-        _warn_of_room(folder, job, state)
         return _launch(folder, job.settings, job.settings.tracking_uri, state)
 
 
@@ -97,6 +95,7 @@ def _launch(folder: SweepFolder, settings: Settings, uri: str | None, state: Ind
     launcher = read_launcher(settings.launcher)
     if before == plan.cells:
         return Outcome(folder, settings, plan.cells, before, Tally(0), state)
+    _warn_of_room(folder, settings, plan.cells, plan.cells - before)
     open_claims(folder, plan, state)
     match launcher:
         case TemplateLauncher():
@@ -191,10 +190,10 @@ def close_if_last(folder: SweepFolder) -> Outcome | None:
         return None  # the process that submitted it holds the lock: it waits, and closes
 
 
-def _warn_of_room(folder: SweepFolder, job: Job, state: Index) -> None:
+def _warn_of_room(folder: SweepFolder, settings: Settings, cells: int, left: int) -> None:
     """Only warned of: how well the images compress is not known."""
-    left = max(0, len(job.plan) - len(state.done))
-    if shortage := find_shortage(folder.path, image_bytes(job.plan) * left / len(job.plan), left, job.settings.format):
+    expected_bytes = folder.read_about().get("image_bytes", 0)
+    if shortage := find_shortage(folder.path, expected_bytes * left / cells, left, settings.format):
         sys.stderr.write(f"warning: {shortage}\n")
 
 

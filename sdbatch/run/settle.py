@@ -13,6 +13,7 @@ import yaml
 from sdbatch import __version__
 from sdbatch.config.guard import without_secrets
 from sdbatch.errors import FolderError, WeightFileError
+from sdbatch.plan.estimate import image_bytes
 from sdbatch.plan.files import config_sha256
 from sdbatch.plan.store import PlanFile, write_plan
 from sdbatch.results.disk import write_file
@@ -53,7 +54,8 @@ def settle(folder: SweepFolder, job: Job, state: Index) -> None:
     settle_plan(folder, job, state)
     write_file(folder.config, config_text(job).encode())
     facts = {"name": job.settings.name, "plan_id": job.plan.plan_id, "cells": len(job.plan), "axes": job.axes, "versions": versions()}
-    folder.write_about({**folder.read_about(), **facts, "settings": redacted(job.settings)})
+    expected = {"image_bytes": round(image_bytes(job.plan))}
+    folder.write_about({**folder.read_about(), **facts, **expected, "settings": redacted(job.settings)})
 
 
 def settle_plan(folder: SweepFolder, job: Job, state: Index) -> None:

@@ -73,6 +73,11 @@ def test_too_little_room_is_told_before_anything_is_made_and_forbids_nothing(tmp
         made = run(tmp_path, *large)
         assert made.code == 0 and made.errors.index(f"warning: {said}") < made.errors.index("on cpu"), made.errors
         assert "warning" not in run(tmp_path, "plan", *large).told, "nothing is left to be written"
+        (point / "filler").write_bytes(b"x" * 700_000)
+        next((point / "sweep/images").glob("*.png")).unlink()
+        again = run(tmp_path, "resume", str(point / "sweep"))
+        assert again.code == 0 and f"warning: about 1 MB of images are to be written, and the file system of {point}/sweep" in again.errors
+        (point / "filler").unlink()
         many = run(tmp_path, "plan", *QUIET, "seed=range(0,90)", f"out={point}/many", "-m").told
         assert re.search(r"warning  about \d+ files are to be written, and .*/many has room for \d\d more\. output=webdataset", many), many
         packed = run(tmp_path, "plan", *QUIET, "seed=range(0,90)", f"out={point}/many", "output=webdataset", "-m").told
