@@ -44,6 +44,12 @@ class Fault:
         return f"{self.key}: {self.message}"
 
 
+def to_fault(text: str) -> Fault:
+    """The fault that an error of the form `key: message` tells of."""
+    key, _, message = text.partition(": ")
+    return Fault(key, message)
+
+
 class PlanError(SdbatchError):
     """All faults of a plan, found before any weight is loaded."""
 

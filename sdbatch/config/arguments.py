@@ -52,7 +52,9 @@ def read_arguments(given: Sequence[str]) -> Arguments:
     if not (found.help or found.shell_completion):
         for word in overrides:
             if "=" not in word and not word.startswith("~"):
-                raise ConfigError(f"{word}: give keys as key=value, such as steps=30. Text with spaces needs quotes: prompt='a red fox'.")
+                raise ConfigError(
+                    f"{word}: give keys as key=value, such as steps=30, a verb first. Text with spaces needs quotes: prompt='a red fox'."
+                )
     return Arguments(
         overrides=tuple(overrides),
         config_name=found.config_name or "config",

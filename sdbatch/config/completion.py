@@ -10,7 +10,7 @@ from sdbatch.cell import STACKS
 from sdbatch.config.arguments import read_arguments
 from sdbatch.config.compose import LAUNCHER, Composer
 from sdbatch.config.composition import Composition
-from sdbatch.errors import ConfigError, SdbatchError
+from sdbatch.errors import SdbatchError
 
 JOB_OPTIONS = ("-cn", "--config-name")
 SHOW_OPTIONS = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
@@ -65,7 +65,7 @@ def _compose(composer: Composer, overrides: Sequence[str]) -> Composition:
             chosen.append(f"{key}=[{','.join(dict.fromkeys(names))}]" if key in STACKS else f"{key}={names[0] if names else ''}")
     try:
         return composer.compose(chosen)
-    except ConfigError:
+    except SdbatchError:
         return composer.compose(())
 
 

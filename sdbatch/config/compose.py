@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,7 @@ from sdbatch.config.explain import explain
 from sdbatch.config.guard import check_folders, check_overrides, guard_environment, searched_folders
 from sdbatch.config.schema import FILE_GROUPS
 from sdbatch.config.search import PACKAGED, models_roots, register_options
-from sdbatch.errors import ConfigError
+from sdbatch.errors import ConfigError, PlanError, SdbatchError, to_fault
 from sdbatch.hub.address import to_address
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.hashes import Hasher
@@ -88,7 +89,7 @@ class Composer:
         return sorted({*shipped_jobs(), *(name for name in found if name != "schema" and not name.startswith("_"))})
 
     def compose(self, overrides: Sequence[str], literals: Mapping[str, str] | None = None) -> Composition:
-        """Compose with these overrides; `literals` are texts taken as they are. Raises ConfigError."""
+        """Compose with these overrides; `literals` are texts taken as they are. Raises ConfigError, of several faults PlanError."""
         try:
             config = self.loader.load_configuration(self.config_name, list(overrides), run_mode=RunMode.RUN)
             HydraConfig.instance().set_config(config)
@@ -98,13 +99,27 @@ class Composer:
                 config.pop("hydra")
             plain = self._with_own_files(to_plain(config, literals or {}))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error, self, overrides)) from None
+            raise self._explained(error, overrides) from None
         except yaml.YAMLError as error:
             raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())}.") from None
         composition = Composition(config, plain, cast(dict[str, Any], hydra))
         if any(override.startswith(("+", "~")) for override in overrides):
             composition.check_keys()
         return composition
+
+    def _explained(self, error: Exception, overrides: Sequence[str]) -> SdbatchError:
+        """The fault, and those that Hydra, which stops at the first, would find without it."""
+        text = explain(error, self, overrides)
+        rest = [override for override in overrides if _key(override) != _key(text)]
+        try:
+            if len(rest) < len(overrides):
+                self.compose(rest)
+        except (ConfigError, PlanError) as further:
+            faults = further.faults if isinstance(further, PlanError) else (to_fault(str(further)),)
+            # Not of what was asked for: a default that is not there either.
+            if asked := [fault for fault in faults if _key(fault.key) in map(_key, rest)]:
+                return PlanError([to_fault(text), *asked])
+        return ConfigError(text)
 
     def _with_own_files(self, plain: dict[str, Any]) -> dict[str, Any]:
         """Where no `file` is given: what a repository or a preset stands for, else (of a stack) the file of the item's own name.
@@ -143,6 +158,11 @@ class Composer:
         hasher = Hasher()
         options = self.catalog.options(group).items()
         return next((name for name, path in options if (hasher.recall(path) or "").startswith(sha256)), None)
+
+
+def _key(text: str) -> str:
+    """The key of an override, or of an error that begins with one."""
+    return re.split("[:=]", text.lstrip("+~"), maxsplit=1)[0]
 
 
 def shipped_jobs() -> dict[str, Path]:

@@ -16,12 +16,32 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sdbatch.cell import STACKS
 from sdbatch.config.guard import environment_for
-from sdbatch.errors import ConfigError, did_you_mean
+from sdbatch.errors import ConfigError, did_you_mean, nearest
 
 LITERAL_KEYS = ("prompt", "negative_prompt")
 """Keys whose text is data: never interpolated, whatever it holds."""
 MATRIX_TEXTS = (*LITERAL_KEYS, "text")
 """The same within `matrix`."""
+
+
+SPOKEN = {
+    **dict.fromkeys(("cfg", "cfg_scale", "guidance"), "guidance_scale"),
+    **dict.fromkeys(("num_inference_steps", "sampling_steps"), "steps"),
+    **dict.fromkeys(("scheduler", "sampler_name", "sampling_method"), "sampler"),
+    **dict.fromkeys(("negative", "neg", "uncond"), "negative_prompt"),
+    **dict.fromkeys(("n", "n_iter", "batch_count", "num_images", "num_images_per_prompt", "samples"), "'seed=range(0,4)' -m"),
+    **dict.fromkeys(("size", "resolution"), "width and height"),
+    **dict.fromkeys(("strength", "denoise", "denoising_strength", "img2img_strength"), "task.strength, with task=img2img"),
+    **dict.fromkeys(("image", "init_image"), "task.image, with task=img2img"),
+    **dict.fromkeys(("mask", "mask_image"), "task.mask, with task=inpaint"),
+    **dict.fromkeys(("enable_hr", "hires", "hires_fix", "hr_scale", "hr_upscaler"), "task=hires, with task.scale and task.upscaler"),
+    **dict.fromkeys(("ckpt", "ckpt_name", "model_path"), "checkpoint"),
+    **dict.fromkeys(("loras", "lora_name"), "'lora=[NAME]'"),
+    **dict.fromkeys(("lora_scale", "lora_weight", "lora_strength"), "lora.NAME.weight"),
+    "eta": "sampler.options.eta",
+    **dict.fromkeys(("output_dir", "outdir", "outpath", "save_path"), "out"),
+}
+"""What A1111, ComfyUI and diffusers call keys."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,10 @@ class Composition:
         if key.startswith("hydra.launcher."):
             options: list[str] = [f"hydra.launcher.{option}" for option in self.hydra["launcher"]]
             return f"{key}: {self.hydra['launcher'].get('name')} has no such option. {did_you_mean(key, options, shown=len(options))}"
-        return f"{key}: there is no such key. {did_you_mean(key, leaf_keys(self.plain))}"
+        keys = list(leaf_keys(self.plain))
+        if (called := SPOKEN.get(key.lower().replace("-", "_"))) is not None:
+            return f"{key}: there is no such key. It is {called} here."
+        return f"{key}: there is no such key. {did_you_mean(key, keys) if nearest(key, keys) else '`sdbatch --help` lists them.'}"
 
     def check_keys(self) -> None:
         """Raises ConfigError for a key that `+` put where nothing reads it, or that `~` took out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Protocol
@@ -13,7 +14,8 @@ from sdbatch.cell import STACKS
 from sdbatch.config import schema, weight
 from sdbatch.config.composition import Composition, plainly
 from sdbatch.config.schema import FILE_GROUPS
-from sdbatch.errors import ConfigError, did_you_mean
+from sdbatch.errors import SdbatchError, did_you_mean
+from sdbatch.families.samplers import names_of
 from sdbatch.weights.catalog import Catalog
 from sdbatch.weights.elsewhere import tell_elsewhere
 
@@ -59,7 +61,10 @@ def explain(error: Exception, vocabulary: Vocabulary, overrides: Sequence[str] =
         return _missing_option(text, vocabulary)
     if isinstance(error, OverrideParseException):
         override = error.override
-        return f"{override}: not in Hydra's override grammar. Quote text with commas, brackets or colons twice: '{_quoted(override)}'."
+        return f"{override}: not in Hydra's override grammar. Quote text with commas, brackets or colons twice: {_quoted(override)}"
+    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
+        key = match[1].partition("=")[0]
+        return f"{match[1]}: this sweeps {key}, where one value is needed. Text with commas is quoted twice: {_quoted(match[1])}"
     if match := re.search(r"Could not override '(.+?)'", text):
         return _unknown_key(match[1], vocabulary, overrides)
     if "Could not find" in text or "No match in the defaults list" in text:
@@ -67,16 +72,23 @@ def explain(error: Exception, vocabulary: Vocabulary, overrides: Sequence[str] =
     if match := IN_FILE.match(text):
         return _wrong_file(match[1], match[2], match[3])
     if match := KEY.search(str(cause)):
-        if match[1] in STACKS and "ListConfig" in str(cause):
-            # Without a single file there is no such group, so Hydra takes the stack for a value.
-            return f"{match[1]}: there is no {match[1]} file in the models folders. Put one into {vocabulary.catalog.target(match[1])}."
-        # What a resolver of ours says stands after OmegaConf's own words.
-        said = plainly(str(cause)).rpartition("ConfigError raised while resolving interpolation: ")[2]
-        if missing := re.match(r"Interpolation key '(.+?)' not found", said):
-            named = f"${{{missing[1]}}}"
-            return f"{match[1]}: {named} refers to a key that there is not. Where the characters themselves are meant: \\{named}"
-        return f"{match[1]}: {said}"
+        return _wrong_value(match[1], str(cause), vocabulary)
     return "\n".join(dict.fromkeys(line for line in (text.splitlines()[0] if text else "", str(cause).splitlines()[0]) if line))
+
+
+def _wrong_value(key: str, text: str, vocabulary: Vocabulary) -> str:
+    """What OmegaConf says of a value that a key does not take."""
+    if key in STACKS and "ListConfig" in text:
+        # Without a single file there is no such group, so Hydra takes the stack for a value.
+        return f"{key}: there is no {key} file in the models folders. Put one into {vocabulary.catalog.target(key)}."
+    # What a resolver of ours says stands after OmegaConf's own words.
+    said = plainly(text).rpartition("ConfigError raised while resolving interpolation: ")[2]
+    if node := re.match(r"Invalid type assigned: \w+ is not a subclass of (\w+)\.", said):
+        return f"{key}: takes no value itself; its keys are {', '.join(f'{key}.{field.name}' for field in fields(CLASSES[node[1]]))}."
+    if missing := re.match(r"Interpolation key '(.+?)' not found", said):
+        named = f"${{{missing[1]}}}"
+        return f"{key}: {named} refers to a key that there is not. Where the characters themselves are meant: \\{named}"
+    return f"{key}: {said}"
 
 
 def _wrong_file(name: str, text: str, key: str) -> str:
@@ -94,15 +106,17 @@ def _wrong_file(name: str, text: str, key: str) -> str:
 
 def _quoted(override: str) -> str:
     key, _, value = override.partition("=")
-    return f'{key}="{value}"'
+    text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    escaped = text.replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def _missing_option(text: str, vocabulary: Vocabulary) -> str:
     if match := re.search(r"Could not (?:find|load) '(.+?)'", text):
         group, _, option = match[1].rpartition("/")
         if group and vocabulary.is_group(group):
-            elsewhere = tell_elsewhere(vocabulary.catalog, group, option) if group in FILE_GROUPS else ""
-            return f"{group}={option}: there is no such {group}. {elsewhere or did_you_mean(option, vocabulary.options(group))}"
+            told = _known_elsewhere(group, option, vocabulary) or did_you_mean(option, vocabulary.options(group))
+            return f"{group}={option}: there is no such {group}. {told}"
         if group := next((name for name in FILE_GROUPS if match[1].startswith(f"{name}/")), None):
             path, name = match[1].removeprefix(f"{group}/"), f"{group}.NAME" if group in STACKS else group
             return f"{group}={path}: there is no such {group}. A file by its path is {name}.file={path}."
@@ -112,10 +126,17 @@ def _missing_option(text: str, vocabulary: Vocabulary) -> str:
     return text.splitlines()[0]
 
 
+def _known_elsewhere(group: str, option: str, vocabulary: Vocabulary) -> str:
+    """What a word is that is no option here: another kind's file, or a sampler by A1111's or diffusers' name."""
+    if group == "sampler" and (names := names_of(option)):
+        return f"It is sampler={' or '.join(names)} here."
+    return tell_elsewhere(vocabulary.catalog, group, option) if group in FILE_GROUPS else ""
+
+
 def _unknown_key(key: str, vocabulary: Vocabulary, overrides: Sequence[str]) -> str:
-    """Compose without the bad override to know what is there."""
-    rest = [override for override in overrides if override.partition("=")[0].lstrip("+~") != key]
+    """Compose the options without their values to know what is there."""
+    options = [override for override in overrides if vocabulary.is_group(override.partition("=")[0])]
     try:
-        return vocabulary.compose(rest).unknown(key) if len(rest) < len(overrides) else f"{key}: there is no such key."
-    except ConfigError:
+        return vocabulary.compose(options).unknown(key)
+    except SdbatchError:
         return f"{key}: there is no such key."

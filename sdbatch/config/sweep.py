@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from glob import escape, glob
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, ValueType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, OverrideType, RangeSweep, Sweep, ValueType
 from hydra.types import RunMode
 
 from sdbatch.cell import STACKS
@@ -20,6 +20,8 @@ from sdbatch.plan.axis import Axis, Draws, Interval, Space
 
 OPEN_KEYS = ("matrix.product", "matrix.zip", "sampler.options")
 """Dictionaries that take any key."""
+HYDRA_KEYS = ("hydra.launcher", "hydra.sweeper", "hydra.searchpath", "hydra.mode")
+"""What of Hydra's own configuration is read; groups such as `hydra/launcher` are checked where they are."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Request:
     """Fixed values of stack items, checked against each composed stack."""
     literals: dict[str, str] = field(default_factory=dict[str, str])
     """Prompts, which never pass through OmegaConf."""
+    keys: set[str] = field(default_factory=set[str])
+    """All keys that are given."""
     axes: list[Axis] = field(default_factory=list[Axis])
     intervals: list[Interval] = field(default_factory=list[Interval])
 
@@ -47,6 +51,7 @@ def read_request(composer: Composer, overrides: Sequence[str], mode: RunMode) ->
         key, _, value = text.partition("=")
         if mode == RunMode.RUN and key in LITERAL_KEYS and value[:1] not in ("'", '"'):
             request.literals[key] = value
+            request.keys.add(key)
         else:
             parsed.append(text)
     swept: set[str] = set()
@@ -55,25 +60,30 @@ def read_request(composer: Composer, overrides: Sequence[str], mode: RunMode) ->
             raise ConfigError(f"{override.input_line}: {override.key_or_group} is swept before. Give it once.")
         if override.is_sweep_override():
             swept.add(override.key_or_group)
+        request.keys.add(override.key_or_group)
         _sort(composer, request, override, mode)
     return request
 
 
 def _sort(composer: Composer, request: Request, override: Override, mode: RunMode) -> None:
     key = override.key_or_group
+    if key.startswith("hydra.") and not key.startswith(HYDRA_KEYS):
+        raise ConfigError(f"{override.input_line}: has no effect in sdbatch. A sweep's folder is out=, its name name=.")
+    value: Any = None if override.is_delete() else override.value()
+    if isinstance(value, list) and any(isinstance(item, Sweep | Glob) for item in cast(list[Any], value)):
+        raise ConfigError(f"{override.input_line}: a sweep cannot stand in brackets. Without them, {key} takes one value after the other.")
     if override.is_sweep_override():
         if mode == RunMode.RUN and not key.startswith("hydra"):
             raise ConfigError(f"{override.input_line}: this sweeps {key}. Add -m to run a sweep, or quote the value.")
         _add_sweep(composer, request, override)
     elif key in LITERAL_KEYS and not override.is_delete():
-        value: Any = override.value()
         request.literals[key] = value if isinstance(value, str) else override.get_value_string()
     elif key.count(".") >= 2 and key.partition(".")[0] in STACKS and not override.is_add():
-        request.values[key] = override.value()
+        request.values[key] = value
     else:
-        # Dictionaries of any keys: Hydra wants a plus to add one, people do not think of it as adding.
-        is_open = key.startswith(OPEN_KEYS) and not override.is_add()
-        request.fixed.append(f"+{override.input_line}" if is_open else str(override.input_line))
+        # Dictionaries of any keys: Hydra wants pluses to add one, people do not think of it as adding.
+        is_open = key.startswith(OPEN_KEYS) and override.type == OverrideType.CHANGE
+        request.fixed.append(f"++{override.input_line}" if is_open else str(override.input_line))
 
 
 def _add_sweep(composer: Composer, request: Request, override: Override, beside: Path | None = None) -> None:
@@ -128,20 +138,21 @@ def _plain(value: Any) -> Any:
 def read_space(composer: Composer, request: Request, base: Composition) -> tuple[Space, list[dict[str, Any]]]:
     """All axes (command line, hydra.sweeper.params, matrix) and the excluded points. Raises ConfigError."""
     matrix = cast(dict[str, Any], base.plain["matrix"])
-    axes = _without_replaced(_sweeper_axes(composer, base), request.axes) + list(request.axes)
+    axes = _without(_sweeper_axes(composer, base), request.keys) + list(request.axes)
     intervals = list(request.intervals)
     for key, values in cast(dict[str, Any], matrix["product"]).items():
         axis = _matrix_axis(composer, f"matrix.product.{key}", key, values)
-        if isinstance(axis, Interval):
+        if isinstance(axis, Axis):
+            axes += _without([axis], _replaced(request, "product"))
+        elif key not in _replaced(request, "product"):
             intervals.append(axis)
-        else:
-            axes.append(axis)
     if matrix["zip"]:
-        axes.append(_zip_axis(composer, cast(dict[str, Any], matrix["zip"])))
+        axes += _without([_zip_axis(composer, cast(dict[str, Any], matrix["zip"]))], _replaced(request, "zip"))
     if matrix["list"]:
-        axes.append(Axis.points([_group_strings(composer, item) for item in cast(list[dict[str, Any]], matrix["list"])]))
+        points = Axis.points([_group_strings(composer, item) for item in cast(list[dict[str, Any]], matrix["list"])])
+        axes += _without([points], _replaced(request, "list"))
     if (prompts := prompt_axis(cast(dict[str, Any], matrix["prompts"]), composer.job_folder)) is not None:
-        axes.append(prompts)
+        axes += _without([prompts], _replaced(request, "prompts"))
     for axis in axes:
         if not len(axis):
             raise ConfigError(f"{', '.join(axis.keys)}: this axis has no values, so there is nothing to make.")
@@ -161,9 +172,21 @@ def _sweeper_axes(composer: Composer, base: Composition) -> list[Axis]:
     return request.axes
 
 
-def _without_replaced(axes: list[Axis], newer: Sequence[Axis]) -> list[Axis]:
-    keys = {key for axis in newer for key in axis.keys}
-    return [axis for axis in axes if not keys.intersection(axis.keys)]
+def _replaced(request: Request, section: str) -> set[str]:
+    """Keys that the command line takes from this section of a job's matrix; none from what it writes there itself."""
+    own = f"matrix.{section}"
+    written = {key.removeprefix(f"{own}.") for key in request.keys if key.startswith(f"{own}.")}
+    return set[str]() if own in request.keys or (section == "prompts" and written) else request.keys - written
+
+
+def _without(axes: Sequence[Axis], keys: Set[str]) -> list[Axis]:
+    """The axes without these keys; those that have others go on with them."""
+    kept = [[number for number, key in enumerate(axis.keys) if key not in keys] for axis in axes]
+    return [
+        Axis(tuple(axis.keys[place] for place in places), tuple(axis.columns[place] for place in places))
+        for axis, places in zip(axes, kept, strict=True)
+        if places
+    ]
 
 
 def _matrix_axis(composer: Composer, where: str, key: str, values: Any) -> Axis | Interval:

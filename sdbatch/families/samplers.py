@@ -101,3 +101,19 @@ def find_sampler(name: str) -> Sampler:
     if name not in SAMPLERS:
         raise ConfigError(f"sampler: there is no sampler {name!r}. {did_you_mean(name, SAMPLERS)}")
     return SAMPLERS[name]
+
+
+def names_of(text: str) -> list[str]:
+    """The samplers that other programs call so: `DPM++ 2M Karras`, `dpmpp 2m karras`, `UniPCMultistepScheduler`; none for other words."""
+    asked = _key(text)
+    found: list[str] = []
+    for sampler in SAMPLERS.values():
+        schedules = ("", "Automatic") if sampler.schedule in ("Automatic", "Simple") else ()
+        labels = [f"{sampler.label} {schedule}" for schedule in (sampler.schedule, *schedules)]
+        if asked in map(_key, (sampler.name, *labels)) or (asked == _key(sampler.scheduler) and not sampler.options):
+            found.append(sampler.name)
+    return found
+
+
+def _key(text: str) -> str:
+    return "".join(letter for letter in text.lower().replace("++", "pp").replace("ancestral", "a") if letter.isalnum())

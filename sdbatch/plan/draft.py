@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbatch.cell import STACKS
-from sdbatch.errors import ConfigError, Fault, PlanError
+from sdbatch.errors import ConfigError, Fault, PlanError, to_fault
 from sdbatch.plan.axis import Column, Points, Space
 from sdbatch.plan.part import Parts
 from sdbatch.plan.tree import Tree, get, has, overlay
@@ -144,8 +144,8 @@ def _compose_each(sweep: Sweep, choices: Parts, labels: Mapping[str, Column]) ->
         try:
             groups.append(sweep.compose(overrides))
         except ConfigError as error:
-            key, _, message = str(error).partition(": ")
-            faults.add(key, message)
+            fault = to_fault(str(error))
+            faults.add(fault.key, fault.message)
     faults.raise_if_any()
     return groups
 

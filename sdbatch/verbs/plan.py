@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return show(asked)
     from sdbatch.plan.estimate import estimate, images, size
+    from sdbatch.plan.outline import axis_lines
     from sdbatch.results.folder import SweepFolder
     from sdbatch.results.reader import read_index
     from sdbatch.run.prepare import prepare
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     told = estimate(plan)
     made = f", {len(plan.made)} of them made already" if len(plan.made) else ""
     lines = [f"{job.settings.name}: {images(len(plan))} in {job.out}{made}"]
-    lines += [f"  axis     {key}: {count}" for key, count in job.axes.items()]
+    lines += [f"  {line}" for line in axis_lines(plan)]
     lines += [f"  recipes  {len(plan.recipes)}; loads: {told.loads}"]
     lines += [f"  recipe   {text}" for text in told.recipes]
     lines += [f"  disk     about {size(told.disk_bytes)} of images", f"  memory   {size(told.memory_bytes)} of weights at a time"]

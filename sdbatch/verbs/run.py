@@ -15,12 +15,12 @@ def main(arguments: Sequence[str]) -> int:
         from sdbatch.verbs.show import show
 
         return show(asked)
+    from sdbatch.plan.outline import axis_summary
     from sdbatch.run.launch import run_job
     from sdbatch.run.prepare import prepare
     from sdbatch.verbs.report import report
 
     job = prepare(asked)
     if len(job.plan) > 1:
-        axes = " x ".join(f"{key} ({count})" for key, count in job.axes.items() if count > 1)
-        sys.stderr.write(f"{len(job.plan)} images: {axes}\n")
+        sys.stderr.write(f"{len(job.plan)} images: {axis_summary(job.plan)}\n")
     return report(run_job(job), job.settings.tracking_uri)

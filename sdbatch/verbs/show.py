@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -53,6 +54,7 @@ def show(asked: Arguments) -> int:
         composer.compose(overrides)
         hydra.show_cfg(asked.config_name, overrides, cfg_type=asked.show, package=asked.package, resolve=asked.resolve)
     elif asked.info:
+        logging.raiseExceptions = False  # Hydra logs it, and a reader such as `head` may have left
         hydra.show_info(asked.info, config_name=asked.config_name, overrides=overrides)
     return 0
 

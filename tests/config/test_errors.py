@@ -50,6 +50,9 @@ CASES = [
     ["~seed"],
     ["checkpoint=/there/is.safetensors"],
     ["lora=[red,/there/is.safetensors]"],
+    ["sed=1", "stepz=3", "sampler=eulr", "steps=abc"],
+    ["lora=[glob(*)]"],
+    ["hydra.run.dir=there"],
 ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sdbatch.errors import ConfigError, PlanError
+from sdbatch.plan.outline import axis_lines, axis_summary
 from tests.planning import image_ids, job_of, plan_of, values
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -219,3 +220,54 @@ def test_a_sweep_in_hydras_own_yaml_is_taken(workspace: Path) -> None:
     (workspace / "jobs/mine.yaml").write_text(text)
     assert len(plan_of("-cd", "jobs", "-cn", "mine", sweep=False)) == 6
     assert len(plan_of("-cd", "jobs", "-cn", "mine", "seed=1,2")) == 4
+
+
+JOB = """defaults: [config, _self_]
+prompt: a car
+matrix:
+  product: {seed: 'range(0,3)', guidance_scale: 'interval(1,2)'}
+  zip: {width: [64, 128], height: [128, 64]}
+  list: [{steps: 5}, {steps: 9, clip_skip: 2}]
+  prompts: {text: [a fox, a cat]}
+  draws: 12
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "expected"),
+    [
+        ("seed=7", "seed", {7}),
+        ("seed=range(20,30)", "seed", set(range(20, 30))),
+        ("guidance_scale=5", "guidance_scale", {5.0}),
+        ("guidance_scale=interval(8,9)", "guidance_scale", None),
+        ("width=64", "width", {64}),
+        ("steps=7", "steps", {7}),
+        ("prompt=an owl", "prompt", {"an owl"}),
+        ("matrix.product.seed=[8,9]", "seed", {8, 9}),
+        ("matrix.prompts.text=[an owl]", "prompt", {"an owl"}),
+    ],
+)
+def test_the_command_line_takes_an_axis_from_a_job(workspace: Path, given: str, key: str, expected: set[object] | None) -> None:
+    (workspace / "conf").mkdir()
+    (workspace / "conf/job.yaml").write_text(JOB)
+    cells = [plan.cell(index) for plan in [plan_of("-cn", "job", given)] for index in range(len(plan))]
+    found = {getattr(cell, key) for cell in cells}
+    assert found <= expected if expected else all(8 <= value <= 9 for value in found)
+    others = {"seed", "width", "steps", "prompt"} - {key}
+    assert all(len({getattr(cell, other) for cell in cells}) > 1 for other in others), "the other axes stay, those tied to it too"
+
+
+def test_an_axis_of_a_job_can_be_taken_out(workspace: Path) -> None:
+    (workspace / "conf").mkdir()
+    (workspace / "conf/job.yaml").write_text(JOB.replace("  draws: 12\n", "").replace(", guidance_scale: 'interval(1,2)'", ""))
+    assert len(plan_of("-cn", "job", "~matrix.product.seed")) == 8
+
+
+def test_plans_show_the_values_of_their_axes_and_which_keys_go_together() -> None:
+    plan = plan_of("seed=range(0,9)", "lora=[red]", "matrix.zip={prompt:['a fox, sitting',b],lora.red.weight:[0.5,1.0]}", "clip_skip=1")
+    assert axis_lines(plan) == [
+        "axis     seed: 9 (0, 1, 2, ..., 8)",
+        "axis     prompt: 2 (a fox, sitting | b)",
+        "with     lora.red.weight: 2 (0.5, 1)",
+    ]
+    assert axis_summary(plan) == "seed (9) x prompt with lora.red.weight (2: a fox, sitting | b)"
