@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sdbatch.errors import harmless
 from sdbatch.plan.axis import Column
 from sdbatch.plan.plan import Plan
 
@@ -44,7 +45,7 @@ def sample(key: str, values: Sequence[Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+    text = f"{value:g}" if isinstance(value, float) else harmless(" ".join(str(value).split()))
     return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
