@@ -144,7 +144,10 @@ def read_cell(path: Path | str) -> dict[str, Any]:
     """
     text = read_texts(path).get("sdbatch")
     if text is None:
-        raise FolderError(f"{path}: holds no record of sdbatch; it was made by another program or its metadata was removed.")
+        raise FolderError(
+            f"{path}: holds no record of sdbatch; it was made by another program or its metadata was removed. "
+            "Where A1111's infotext is in it, `sdbatch inspect` tells the command that makes it."
+        )
     try:
         facts = json.loads(text)
         version = int(facts["schema"])

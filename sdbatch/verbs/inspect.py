@@ -1,16 +1,22 @@
-"""`sdbatch inspect FILE...`: what weight files are, from their headers alone."""
+"""`sdbatch inspect FILE...`: what weight files are, from their headers alone.
+
+Of a PNG with A1111's infotext (A1111, ComfyUI with a saver of it, Civitai, sdbatch): the command that makes it here.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdbatch.errors import SdbatchError
+from sdbatch.errors import FolderError, SdbatchError
 from sdbatch.verbs.records import FORMS, write_records
 from sdbatch.verbs.words import Option, read_names
 from sdbatch.weights.header import shown
+
+if TYPE_CHECKING:
+    from sdbatch.config.infotext import Command
 
 OPTIONS = {**FORMS, "hash": Option("true", "SHA-256, AutoV2, AutoV3 and A1111's short hash, which read the whole file")}
 HIDDEN = ("blocks", "metadata", "path", "name", "size")
@@ -28,12 +34,34 @@ def main(arguments: Sequence[str]) -> int:
     code = 0
     for name in files:
         try:
-            records.append(inspect_file(Path(name), index, hasher))
+            if is_png(Path(name)):
+                sys.stdout.write(f"{read_command(Path(name))}\n")
+            else:
+                records.append(inspect_file(Path(name), index, hasher))
         except SdbatchError as error:
             sys.stderr.write(f"{error}\n")
             code = 1
-    write_records(records, words, lambda found: "".join(to_text(record) for record in found))
+    if records:
+        write_records(records, words, lambda found: "".join(to_text(record) for record in found))
     return code
+
+
+def is_png(path: Path) -> bool:
+    """Whether it is a picture of the kind that carries its settings."""
+    return path.suffix.lower() == ".png" and path.is_file()
+
+
+def read_command(path: Path) -> Command:
+    """What to type for a picture like this. Raises FolderError for one that does not say how it was made."""
+    from sdbatch.config.infotext import command_of
+    from sdbatch.results.infotext import parse
+    from sdbatch.results.png import read_texts
+
+    texts = read_texts(path)
+    if "parameters" not in texts:
+        what = "ComfyUI's graph, which is not read" if "workflow" in texts or "prompt" in texts else "nothing of how it was made"
+        raise FolderError(f"{path}: holds {what}. Pictures with A1111's infotext (`parameters`) are understood.")
+    return command_of(parse(texts["parameters"]))
 
 
 def to_text(record: dict[str, Any]) -> str:
