@@ -18,6 +18,7 @@ from tests.conftest import Sdbatch
 from tests.engines.slurm_cluster import Slurm, environment_of, start_slurm
 from tests.engines.sweeps import SLOW, check_exact, made
 from tests.engines.waiting import wait_for
+from tests.faults.program import start
 
 pytestmark = [
     pytest.mark.slurm,
@@ -112,6 +113,31 @@ def test_a_cancelled_array_stays_cancelled_and_a_resume_makes_the_rest(workspace
     assert f"{192 - partial} images made" in resumed.stdout
     assert job_of(sweep) != first
     check_exact(sweep, 192)
+
+
+def test_who_waits_is_told_of_tasks_that_never_begin_and_of_those_that_end(workspace: Path, sdbatch: Sdbatch, slurm: Slurm) -> None:
+    """An array whose second task is held for good; the first makes some, then both are cancelled."""
+    sweep = workspace / "sweep"
+    often = "import sys; from sdbatch.cli import main; from sdbatch.run import follow; follow.ASK_S = follow.LOOK_S = 0.5; sys.exit(main())"
+    array = (*ARRAY, "hydra.launcher.workers=2", "hydra.launcher.wait=true", "+hydra.launcher.options.hold=true")
+    driver = start(workspace, *SLOW, "seed=range(0,160)", *array, program=("-c", often))
+    wait_for(lambda: (sweep / "engine.json").exists(), 60, "submission")
+    job = job_of(sweep)
+    assert f"slurm job {job}: 2 pending (JobHeldUser)" in sdbatch("status", "sweep").stdout
+    slurm.run("scontrol", "release", f"{job}_0")
+    wait_until_made(sweep, 8)
+    slurm.run("scancel", f"{job}_1")
+    assert driver.poll() is None, "one is at work"
+    slurm.run("scancel", f"{job}_0")
+    told, _ = driver.communicate(timeout=90)
+    assert driver.returncode == 1
+    assert f"2 workers, slurm job {job}: none left, and nobody else is at work. The workers' logs tell why (sweep/slurm, or Ray's)." in told
+    partial = made(sweep)
+    assert 0 < partial < 160
+    assert told.splitlines()[-1] == f"{160 - partial} images left. Go on: sdbatch resume sweep"
+    resumed = sdbatch("resume", "sweep", "hydra/launcher=local", "hydra.launcher.workers=4")
+    assert f"{160 - partial} images made" in resumed.stdout
+    check_exact(sweep, 160)
 
 
 def test_a_warned_worker_goes_back_into_the_queue_and_an_early_warning_loses_nothing(

@@ -75,7 +75,7 @@ Workers and devices
 
 Engines, real ones: tests/engines
  99-101 preempted, warned, killed, cancelled           tests/engines/test_slurm; tests/run/test_requeue, test_stall
-102     tasks that end or never begin                  tests/run/test_follow
+102     tasks that end or never begin                  tests/engines/test_slurm: test_who_waits_...; tests/run/test_follow
 104-105 Ray's workers, nodes and head lost             tests/engines/test_ray
 
 Tracking
