@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -56,17 +56,22 @@ class _Postponed(ModuleType):
 
     def __init__(self, name: str, stand_ins: dict[str, Any]) -> None:
         super().__init__(name)
-        self.__spec__ = spec = find_spec(name)
-        if spec is not None and spec.submodule_search_locations is not None:
-            self.__path__ = spec.submodule_search_locations
         self.__dict__.update(stand_ins)
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute == "__path__":
+            return self._folders()
         if attribute.startswith("__"):
             raise AttributeError(attribute)  # the import system asks what kind of module it is
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
         return getattr(import_module(self.__name__), attribute)
+
+    def _folders(self) -> Sequence[str] | None:
+        """Where its submodules are."""
+        parent = self.__name__.rpartition(".")[0]
+        spec = PathFinder.find_spec(self.__name__, sys.modules[parent].__path__ if parent else None)
+        return spec and spec.submodule_search_locations
 
 
 @contextmanager
