@@ -88,10 +88,16 @@ def run(
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def start(folder: Path, *arguments: str, program: Sequence[str] = PROGRAM, variables: Mapping[str, str] = EMPTY) -> subprocess.Popen[str]:
-    """Start the program in a working folder; `program` and `variables` as for `run`."""
+def start(
+    folder: Path,
+    *arguments: str,
+    program: Sequence[str] = PROGRAM,
+    prepare: Callable[[], None] | None = None,
+    variables: Mapping[str, str] = EMPTY,
+) -> subprocess.Popen[str]:
+    """Start the program in a working folder; `program`, `prepare` and `variables` as for `run`."""
     words, env = command(*arguments, program=program), environment(**variables)
-    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=prepare)
 
 
 def kill(process: subprocess.Popen[str]) -> str:
