@@ -95,7 +95,7 @@ class Slurm:
     def cancel_all(self) -> None:
         """Leave nothing for the next test."""
         self.run("scancel", "--user=root", check=False)
-        wait_for(lambda: not self.run("squeue", "--noheader"), 30, "an empty queue")
+        wait_for(lambda: not self.run("squeue", "--noheader"), 90, "an empty queue")
 
     def start_node(self, name: str) -> None:
         """Start a node's daemon."""
@@ -146,7 +146,7 @@ def start_slurm(root: Path) -> Slurm:
     subprocess.run(["slurmctld"], env=slurm.environment, check=True)
     for name in NODES:
         slurm.start_node(name)
-    wait_for(lambda: slurm.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D", check=False) == str(len(NODES)), 30, "idle nodes")
+    wait_for(lambda: slurm.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D", check=False) == str(len(NODES)), 90, "idle nodes")
     return slurm
 
 

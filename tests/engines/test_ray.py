@@ -95,13 +95,13 @@ def test_a_stopped_sweep_goes_on_and_outlives_its_cluster(workspace: Path, sdbat
     sdbatch(*SLOW, "seed=range(0,320)", *fleet, check=True)
     wait_for(lambda: made(sweep) >= 8, 60, "first images")
     assert "stopped 2 workers, ray" in sdbatch("stop", "sweep").stdout
-    wait_for(lambda: not workers(sweep), 30, "end of the workers")
+    wait_for(lambda: not workers(sweep), 90, "end of the workers")
     partial = made(sweep)
     assert partial < 320
     sdbatch("resume", "sweep", check=True)
     wait_for(lambda: made(sweep) >= partial + 8, 60, "images after the resume")
     ray_cluster.lose_all()
-    wait_for(lambda: not workers(sweep), 30, "end of workers without a cluster")
+    wait_for(lambda: not workers(sweep), 90, "end of workers without a cluster")
     assert made(sweep) < 320
     here = sdbatch("resume", "sweep", "hydra/launcher=local", "hydra.launcher.workers=4")
     assert here.returncode == 0, here.stderr

@@ -62,10 +62,9 @@ def wait_until_ended(slurm: Slurm, folder: Path) -> None:
 
 def test_an_array_is_preempted_killed_and_loses_a_node_and_makes_every_image_once(workspace: Path, sdbatch: Sdbatch, slurm: Slurm) -> None:
     sweep = workspace / "sweep"
-    began_s = time.monotonic()
     submitted = sdbatch(*SLOW, "seed=range(0,448)", *ARRAY, "hydra.launcher.workers=4")
     assert submitted.returncode == 0, submitted.stderr
-    assert time.monotonic() - began_s < 10
+    assert made(sweep) < 448, "it returns at once"
     assert "submitted 4 (4 workers, slurm job" in submitted.stdout
     job = job_of(sweep)
     again = sdbatch(*SLOW, "seed=range(0,448)", *ARRAY, "hydra.launcher.workers=4")
@@ -83,8 +82,8 @@ def test_an_array_is_preempted_killed_and_loses_a_node_and_makes_every_image_onc
     victim = devices[second]
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: device_of(slurm, job, second) not in (None, victim), 20, "restarted worker")
-    wait_for(lambda: slurm.facts(f"{job}_{first}")["Restarts"] == "1", 30, "requeue of the preempted task")
+    wait_for(lambda: device_of(slurm, job, second) not in (None, victim), 90, "restarted worker")
+    wait_for(lambda: slurm.facts(f"{job}_{first}")["Restarts"] == "1", 90, "requeue of the preempted task")
     # The node is lost with everything on it; three seconds later the machine is back.
     slurm.kill_node("n2")
     time.sleep(3)
@@ -146,7 +145,7 @@ def test_a_warned_worker_goes_back_into_the_queue_and_an_early_warning_loses_not
     sweep = workspace / "sweep"
     sdbatch(*SLOW, "seed=range(0,64)", *ARRAY, "hydra.launcher.workers=1", check=True)
     job = job_of(sweep)
-    wait_for(lambda: "RUNNING" in slurm.states(job).values(), 20, "running task")
+    wait_for(lambda: "RUNNING" in slurm.states(job).values(), 90, "running task")
     # Python has only begun to start: there is no handler yet.
     slurm.run("scancel", "--signal=USR2", job)
     wait_until_made(sweep, 8)
@@ -166,7 +165,7 @@ def test_a_time_limit_that_no_batch_fits_in_ends_the_task_with_the_reason(worksp
     for life in ("0", "1"):
         wait_for(lambda life=life: slurm.facts(job)["Restarts"] == life and list(iter_owners(sweep / "claims")), 60, "claim")
         slurm.run("scancel", "--signal=USR2", job)
-        wait_for(lambda: not list(iter_owners(sweep / "claims")), 30, "dropped batch")
+        wait_for(lambda: not list(iter_owners(sweep / "claims")), 90, "dropped batch")
     wait_until_ended(slurm, sweep)
     assert (slurm.facts(job)["JobState"], slurm.facts(job)["Restarts"]) == ("FAILED", "1")
     told = sdbatch("status", "sweep").stdout

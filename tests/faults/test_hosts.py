@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from sdbatch.results.folder import SweepFolder
 from sdbatch.results.stray import list_temporary, remove_abandoned, remove_strays
 from sdbatch.results.verify import verify
 from sdbatch.run import roster
-from sdbatch.run.claim import HEARTBEAT_S
+from sdbatch.run.claim import HEARTBEAT_S, claim_path
 from tests.conftest import Sdbatch
 from tests.engines.sweeps import REHEARSAL, check_exact
-from tests.faults.program import environment
+from tests.faults.program import environment, until
 
 WORKER = """
 import sys, time
@@ -59,6 +58,18 @@ def elsewhere(folder: SweepFolder, shard: int) -> Generator[tuple[subprocess.Pop
             worker.kill()
 
 
+def until_beaten(folder: SweepFolder, shards: Collection[int]) -> Callable[[float], None]:
+    """The pause of a watch that lasts until the workers of these shards were heard of."""
+
+    def pause(seconds: float) -> None:
+        del seconds
+        claims = [claim_path(folder.claims, shard) for shard in shards]
+        before = [claim.stat().st_mtime_ns for claim in claims]
+        until(lambda: all(claim.stat().st_mtime_ns != at for claim, at in zip(claims, before, strict=True)))
+
+    return pause
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepFolder:
     made = SweepFolder(tmp_path / "sweep")
@@ -75,7 +86,7 @@ def test_the_dead_of_another_machine_are_cleared_away_and_its_living_are_not(fol
         assert remove_strays(folder) == 0, "nothing is known of them here"
         listed = [path for path in list_temporary(folder) if path != late[1]]
         assert listed and all((owner := owner_of(path.name)) and not owner.is_here for path in listed)
-        alive = roster.watch_alive(folder.claims, watch_s=1.0)
+        alive = roster.watch_alive(folder.claims, pause=until_beaten(folder, (0, 2)))
         assert sorted(owner.worker for owner in alive) == ["worker-0", "worker-2"]
         assert remove_abandoned(listed, [owner.process for owner in alive if owner.process]) == 1
         assert living[1].exists() and late[1].exists() and not dead[1].exists()
@@ -106,7 +117,7 @@ def test_what_dead_workers_left_goes_when_nobody_is_at_work(
     # But not under workers of another machine.
     def watch(seconds: float) -> None:
         assert seconds >= 2 * HEARTBEAT_S
-        time.sleep(0.5)
+        until_beaten(sweep, (0,))(seconds)
 
     monkeypatch.setattr(roster, "tell_and_wait", watch)
     roster.clear(sweep.claims)
