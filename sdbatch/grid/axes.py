@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from sdbatch.errors import ConfigError, did_you_mean
 from sdbatch.grid.candidate import choose_keys, hold, rank_keys
 from sdbatch.grid.entry import IMAGE, SWEEP, TEXT_KEYS, Entry, Value, label
+
+LONG = 24
+"""Letters that many headers need not repeat."""
 
 UNUSED = frozenset({"", "none"})
 """What to type for an axis that must stay empty: `y=none`."""
@@ -19,6 +23,17 @@ class Axis:
 
     key: str
     values: tuple[Value, ...]
+    head: str = ""
+    """How the texts of all its values begin: told once below the grid, where a header has no room for what differs."""
+    tail: str = ""
+    """How they end."""
+
+    def label(self, value: Value) -> str:
+        """What stands at a column, row or section."""
+        text = label(value)
+        if not self.head and not self.tail:
+            return text
+        return f"{'… ' if self.head else ''}{text[len(self.head) : len(text) - len(self.tail)].strip()}{' …' if self.tail else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +79,8 @@ def choose_axes(entries: Sequence[Entry], x: str | None = None, y: str | None = 
         if place not in placed:
             return None
         present = {entry.values.get(placed[place]) for entry in shown}
-        return Axis(placed[place], tuple(value for value in known[placed[place]] if value in present))
+        values = tuple(value for value in known[placed[place]] if value in present)
+        return Axis(placed[place], values, *(find_shared(values) if placed[place] in TEXT_KEYS else ()))
 
     return Axes(
         axis("x"),
@@ -74,6 +90,23 @@ def choose_axes(entries: Sequence[Entry], x: str | None = None, y: str | None = 
         followers=followers,
         constants={key: values[0] for key, values in known.items() if len(values) == 1 and key not in placed.values()},
     )
+
+
+def find_shared(values: Sequence[Value]) -> tuple[str, str]:
+    """With what whole words all texts begin and end, each empty where it is short enough to be repeated."""
+    rows = [label(value).split(" ") for value in values]
+    if len(rows) < 2:
+        return "", ""
+    head = "".join(f"{word} " for word in _common(rows))
+    head = head if len(head) >= LONG else ""
+    rest = [row[head.count(" ") :] for row in rows]
+    tail = "".join(f" {word}" for word in reversed(_common([row[::-1] for row in rest])))
+    return head, tail if len(tail) >= LONG else ""
+
+
+def _common(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The words with which all rows begin."""
+    return [words[0] for words in takewhile(lambda words: len(set(words)) == 1, zip(*rows, strict=False))]
 
 
 def collect_values(entries: Iterable[Entry]) -> dict[str, tuple[Value, ...]]:

@@ -6,17 +6,22 @@ from __future__ import annotations
 # pyarrow ships no types.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
 
 from sdbatch.grid.axes import Axes
 from sdbatch.grid.entry import Entry, Value, label
+from sdbatch.grid.font import is_spelled
 from sdbatch.grid.layout import Style, caption_keys, cut_blocks, fill_pages, measure
 from sdbatch.grid.page import Page
 from sdbatch.grid.tile import draw_absent, fit_image
 
 Loader = Callable[[Entry], Image.Image | None]
 """The image of an entry, or None when it is not on this machine."""
+
+Locate = Callable[[Entry], Path | None]
+"""The file of an entry's image, or None when it is not on this machine."""
 
 Place = tuple[Value, Value, Value]
 """The values of x, y and z at one cell; None for an axis that is not used."""
@@ -25,15 +30,17 @@ FALLBACK_SIZE = (512, 512)
 """Shape of the cells when no row knows its size."""
 
 
-def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Style, title: str) -> list[Image.Image]:
+def draw_entries(entries: Sequence[Entry], axes: Axes, load: Loader, style: Style, title: str, gone: int = 0) -> list[Image.Image]:
     """The pages of a comparison; one, unless it is larger than `style.max_page_px`.
 
-    Cells without an image are hatched and say `missing`, or `failed:` with the reason.
+    Cells without an image are hatched and say `missing`, or `failed:` with the reason; `gone` of the images are not on this machine.
     """
     placed = place_entries(entries, axes)
     measures = measure(axes, largest_size(placed.values()), style)
     pages = fill_pages(cut_blocks(axes, style, measures), style, measures)
-    summary = summarize(placed, len(entries), axes)
+    summary = summarize(placed, len(entries), axes, gone)
+    if any(is_spelled(axis.label(value)) for axis in axes.used for value in axis.values):
+        summary += "; letters that no font of this machine has are written out, grid.html shows them"
     if len(pages) > style.max_pages:
         summary += f"; {len(pages)} pages are more than the {style.max_pages} that are drawn: choose other axes, or look at grid.html"
         pages = pages[: style.max_pages]
@@ -65,11 +72,17 @@ def place_entries(entries: Iterable[Entry], axes: Axes) -> dict[Place, Entry]:
     return placed
 
 
-def summarize(placed: Mapping[Place, Entry], total: int, axes: Axes) -> str:
-    """One line of what is there and what is not: `60 images, 2 failed, 2 missing`."""
+def count_gone(placed: Mapping[Place, Entry], locate: Locate) -> int:
+    """How many images were made that are not on this machine."""
+    return sum(not entry.failed and locate(entry) is None for entry in placed.values())
+
+
+def summarize(placed: Mapping[Place, Entry], total: int, axes: Axes, gone: int) -> str:
+    """One line of what is there and what is not: `60 images, 1 not on this machine, 2 failed, 2 missing`."""
     failed = sum(entry.failed for entry in placed.values())
-    shown, places = len(placed) - failed, math.prod(len(axis.values) for axis in axes.used)
+    shown, places = len(placed) - failed - gone, math.prod(len(axis.values) for axis in axes.used)
     parts = [f"{shown} image" if shown == 1 else f"{shown} images"]
+    parts += [f"{gone} not on this machine"] if gone else []
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{places - len(placed)} missing"] if places > len(placed) else []
     return ", ".join(parts) + (f", out of {total} in all" if total > len(placed) else "")

@@ -50,6 +50,9 @@ def set_footer(axes: Axes, summary: str, width: int, measures: Measures) -> Foot
     for key, value in _shared(axes.constants).items():
         if key in TEXT_KEYS:
             setter.add_text(key, label(value))
+    for axis in axes.used:
+        if axis.head or axis.tail:
+            setter.add_text(axis.key, f"{axis.head}…{axis.tail}")
     for key, value in _shared(axes.constants).items():
         if key not in TEXT_KEYS:
             setter.add_pair(key, label(value))

@@ -8,21 +8,18 @@ import html
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
 from sdbatch.grid.axes import Axes, collect_values
-from sdbatch.grid.draw import largest_size, place_entries, summarize
+from sdbatch.grid.draw import Locate, count_gone, largest_size, place_entries, summarize
 from sdbatch.grid.entry import PARAMETERS, Entry, Value, label
 
 MOST_ENTRIES = 20_000
 """Images that one page holds; about 300 bytes each."""
-
-Locate = Callable[[Entry], Path | None]
-"""The file of an entry's image, None when it is not on this machine."""
 
 
 def render_page(entries: Sequence[Entry], axes: Axes, locate: Locate, page: Path, title: str) -> str:
@@ -33,7 +30,8 @@ def render_page(entries: Sequence[Entry], axes: Axes, locate: Locate, page: Path
     """
     kept = entries[:MOST_ENTRIES]
     style, script = _read("page.css"), _read("page.js")
-    summary = summarize(place_entries(entries, axes), len(entries), axes)
+    placed = place_entries(entries, axes)
+    summary = summarize(placed, len(entries), axes, count_gone(placed, locate))
     if len(kept) < len(entries):
         summary += f"; the page holds the first {len(kept)}"
     policy = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdbatch.grid.axes import Axes, Axis
-from sdbatch.grid.entry import Value, label
+from sdbatch.grid.entry import Value
 from sdbatch.grid.font import line_height, text_width, wrap
 
 HEADER_LINES = 2
@@ -207,13 +207,13 @@ def _cell_scale(image_size: tuple[int, int], style: Style) -> float:
 
 
 def _count_lines(axis: Axis | None, text: int, width: int) -> int:
-    return max(len(wrap(label(value), text, width, HEADER_LINES)) for value in axis.values) if axis else 0
+    return max(len(wrap(axis.label(value), text, width, HEADER_LINES)) for value in axis.values) if axis else 0
 
 
 def _row_header_width(axes: Axes, text: int, small: int) -> int:
     if axes.y is None:
         return 0
-    widest = max(text_width(label(value)[:200], text) for value in axes.y.values)
+    widest = max(text_width(axes.y.label(value)[:200], text) for value in axes.y.values)
     title = min(text_width(axes.y.key, small), text * 9)
     return min(max(widest, title, text * 3), text * 14) + text
 

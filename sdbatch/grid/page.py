@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from sdbatch.grid.axes import Axes
-from sdbatch.grid.entry import Value, label
+from sdbatch.grid.entry import Value
 from sdbatch.grid.font import elide, line_height, wrap
 from sdbatch.grid.footer import set_footer
 from sdbatch.grid.layout import CAPTION_GAP_PX, HEADER_LINES, Block, Measures, Shelf
@@ -63,7 +63,7 @@ class Page:
         for number, row in enumerate(block.rows):
             cell_top = top + number * (m.cell_h + m.caption_h + m.gap)
             if self.axes.y:
-                self._draw_row_header(row, (start, cell_top))
+                self._draw_row_header(self.axes.y.label(row), (start, cell_top))
             for place, column in enumerate(block.columns):
                 left = start + m.row_header_w + place * (m.cell_w + m.gap)
                 self.paper.image.paste(self.tile(column, row, block.section), (left, cell_top))
@@ -78,7 +78,7 @@ class Page:
         name = self.axes.z.key + (" (continued)" if continued else "")
         self.paper.rule(left, top, width)
         self.paper.write((left, top + m.gap * 2), name, m.small, MUTED)
-        lines = wrap(label(block.section), m.text, width, HEADER_LINES)
+        lines = wrap(self.axes.z.label(block.section), m.text, width, HEADER_LINES)
         self.paper.write_lines((left, top + m.gap * 2 + line_height(m.small)), lines, m.text)
 
     def _draw_axis_titles(self, block: Block, corner: tuple[int, int]) -> None:
@@ -95,15 +95,17 @@ class Page:
     def _draw_column_headers(self, block: Block, corner: tuple[int, int]) -> None:
         m = self.m
         start, top = corner
-        for place, value in enumerate(block.columns if self.axes.x else ()):
-            lines = wrap(label(value), m.text, m.cell_w, HEADER_LINES)
+        if self.axes.x is None:
+            return
+        for place, value in enumerate(block.columns):
+            lines = wrap(self.axes.x.label(value), m.text, m.cell_w, HEADER_LINES)
             centre = start + m.row_header_w + place * (m.cell_w + m.gap) + m.cell_w // 2
             self.paper.centre_lines(centre, top + m.header_h - m.gap - len(lines) * line_height(m.text), lines, m.text)
 
-    def _draw_row_header(self, value: Value, corner: tuple[int, int]) -> None:
+    def _draw_row_header(self, text: str, corner: tuple[int, int]) -> None:
         m = self.m
         start, top = corner
         most = max(1, min(8, m.cell_h // line_height(m.text)))
-        lines = wrap(label(value), m.text, m.row_header_w - m.text, most)
+        lines = wrap(text, m.text, m.row_header_w - m.text, most)
         first = top + (m.cell_h - len(lines) * line_height(m.text)) // 2
         self.paper.write_lines((start, first), lines, m.text)

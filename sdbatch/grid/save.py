@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sdbatch.errors import ConfigError
 from sdbatch.grid.axes import Axes, choose_axes
-from sdbatch.grid.draw import draw_entries
+from sdbatch.grid.draw import count_gone, draw_entries, place_entries
 from sdbatch.grid.entry import Entry, read_entries
 from sdbatch.grid.html import render_page
 from sdbatch.grid.layout import Style
@@ -56,7 +56,15 @@ def save_grid(table: pa.Table, find: Finder, folder: Path, wish: Wish | None = N
     if not entries:
         raise ConfigError("grid: there are no images to compare yet. Run the sweep first; `sdbatch status OUT` tells how far it is.")
     axes = choose_axes(entries, wish.x, wish.y, wish.z)
-    pages = draw_entries(entries, axes, lambda entry: _load(find, entry), style, wish.title)
+    found: dict[str, Path | None] = {}
+
+    def locate(entry: Entry) -> Path | None:
+        if entry.image_id not in found:
+            found[entry.image_id] = find(entry.image_id, entry.image)
+        return found[entry.image_id]
+
+    gone = count_gone(place_entries(entries, axes), locate)
+    pages = draw_entries(entries, axes, lambda entry: _load(locate(entry)), style, wish.title, gone)
     pictures = [folder / ("grid.png" if number == 1 else f"grid-{number}.png") for number in range(1, len(pages) + 1)]
     for picture, drawn in zip(pictures, pages, strict=True):
         write_file(picture, _encode(drawn))
@@ -64,12 +72,11 @@ def save_grid(table: pa.Table, find: Finder, folder: Path, wish: Wish | None = N
         if _PAGE.fullmatch(old.name) and old not in pictures:
             old.unlink()
     page = folder / "grid.html"
-    write_file(page, render_page(entries, axes, lambda entry: find(entry.image_id, entry.image), page, wish.title).encode())
+    write_file(page, render_page(entries, axes, locate, page, wish.title).encode())
     return Saved(tuple(pictures), page, axes)
 
 
-def _load(find: Finder, entry: Entry) -> Image.Image | None:
-    path = find(entry.image_id, entry.image)
+def _load(path: Path | None) -> Image.Image | None:
     if path is None:
         return None
     try:

@@ -19,20 +19,20 @@ TEXTS = ("prompt", "negative_prompt")
 def axis_lines(plan: Plan) -> list[str]:
     """A line for each swept key: `axis` begins an axis, `with` goes on with the keys that advance together."""
     lines: list[str] = []
-    for keys in _axes(plan):
+    for keys in _axes(plan).values():
         for place, (key, column) in enumerate(keys.items()):
             lines.append(f"{'with' if place else 'axis':<8} {key}: {len(column.values)} ({sample(key, column.values)})")
     return lines
 
 
 def axis_summary(plan: Plan) -> str:
-    """`prompt with seed (3: a red fox | a car | a dog) x steps (2)`: prompts are told, since a comma may have cut one in two."""
+    """`prompt, seed (3: a red fox | a car | a dog) x steps (2)`: prompts are told, since a comma may have cut one in two."""
     told: list[str] = []
-    for keys in _axes(plan):
-        column = next(iter(keys.values()))
+    for number, keys in _axes(plan).items():
+        points = plan.choices.sizes[number]
         texts = [sample(key, keys[key].values) for key in TEXTS if key in keys]
-        if len(column.values) > 1:
-            told.append(f"{' with '.join(keys)} ({len(column.values)}{': ' if texts else ''}{'; '.join(texts)})")
+        if points > 1:
+            told.append(f"{', '.join(keys)} ({points}{': ' if texts else ''}{'; '.join(texts)})")
     return " x ".join(told)
 
 
@@ -49,9 +49,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
-def _axes(plan: Plan) -> list[dict[str, Column]]:
-    """The keys of each axis, in the order in which they are written."""
+def _axes(plan: Plan) -> dict[int, dict[str, Column]]:
+    """The keys of each axis, by its number, in the order in which they are written."""
     found: dict[int, dict[str, Column]] = {}
     for key, column in {**plan.labels, **plan.columns}.items():
         found.setdefault(column.axis, {})[key] = column
-    return [found[axis] for axis in sorted(found)]
+    return dict(sorted(found.items()))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from sdbatch.grid.axes import Axes, choose_axes
+from sdbatch.grid import font
+from sdbatch.grid.axes import Axes, Axis, choose_axes, find_shared
 from sdbatch.grid.draw import Loader, draw_entries, place_entries, summarize
 from sdbatch.grid.entry import Entry, read_entries, to_value
 from sdbatch.grid.font import elide, text_width, wrap
-from sdbatch.grid.layout import Style
+from sdbatch.grid.footer import set_footer
+from sdbatch.grid.layout import Shelf, Style, measure
+from sdbatch.grid.page import Page
 from sdbatch.results.schema import FAILED, FLAT
 from tests.grid.conftest import Colour, cross, make_row, make_table, painter
 
@@ -97,7 +102,8 @@ def test_missing_and_failed_cells_are_marked_each_in_its_way() -> None:
     assert not (absent == RED_INK).all(axis=2).any()
     assert abs(float(absent[..., 0].mean()) - float(absent[..., 1].mean())) < 3, "missing is grey"
     assert len(np.unique(absent.reshape(-1, 3), axis=0)) > 2, "and hatched"
-    assert summarize(place_entries(read_entries(table), axes), table.num_rows, axes) == "3 images, 1 failed, 4 missing"
+    told = summarize(place_entries(read_entries(table), axes), table.num_rows, axes, 1)
+    assert told == "2 images, 1 not on this machine, 1 failed, 4 missing"
 
 
 def test_a_flat_image_counts_as_failed() -> None:
@@ -225,3 +231,86 @@ def test_values_read_well() -> None:
     assert [entry.values[key] for key in entry.axes] == ["style_a + style_b", "[a [b]]", "none"]
     assert to_value(0.30000001192092896) == 0.3
     assert to_value({"b": 1, "a": [2]}) == '{"a": [2], "b": 1}'
+
+
+def test_headers_tell_what_differs_and_the_footer_what_long_prompts_share() -> None:
+    head, tail = "masterpiece, best quality, a portrait of a", "standing in a field of flowers"
+    prompts = [f"{head} {what} {tail}" for what in ("red fox", "blue fox", "owl")]
+    axes = choose_axes(read_entries(make_table(*cross(prompt=prompts, seed=[1, 2]))))
+    assert axes.y is not None
+    assert [axes.y.label(value) for value in axes.y.values] == ["… red fox …", "… blue fox …", "… owl …"]
+    short = choose_axes(read_entries(make_table(*cross(prompt=["a red fox", "a blue fox"], seed=[1, 2]))))
+    assert short.y is not None
+    assert [short.y.label(value) for value in short.y.values] == ["a red fox", "a blue fox"]
+    measures = measure(axes, (128, 128), Style())
+    told = " ".join(piece.text for piece in set_footer(axes, "", 2000, measures).pieces)
+    assert f"{head} … {tail}" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "shared"),
+    [
+        ((f"{'so it goes ' * 3}on", f"{'so it goes ' * 3}on and on"), ("so it goes so it goes so it goes on ", "")),
+        (("alike in every single word of it",) * 2, ("alike in every single word of it ", "")),
+        (("one", None), ("", "")),
+        (("x" * 99 + "a", "x" * 99 + "b"), ("", "")),
+    ],
+)
+def test_what_is_shared_is_whole_words(values: tuple[str | None, ...], shared: tuple[str, str]) -> None:
+    assert find_shared(values) == shared
+    axis = Axis("prompt", values, *shared)
+    assert all("  " not in axis.label(value) for value in values)
+
+
+@pytest.fixture
+def plain_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that has no font for Chinese, and no fontconfig to ask."""
+    monkeypatch.setattr(font, "WIDE_COVERAGE", ())
+    monkeypatch.setenv("PATH", "")
+    for cached in (font._wide_fonts, font._font_file, font._ask_fontconfig):
+        cached.cache_clear()
+    yield
+    for cached in (font._wide_fonts, font._font_file, font._ask_fontconfig):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("plain_machine")
+def test_letters_that_no_font_has_are_written_out_and_the_footer_says_so() -> None:
+    assert font.legible("一只 \N{FOX FACE}\ufe0f fox") == "\\u4e00\\u53ea [fox face]\ufe0f fox"
+    assert font.legible("Łódź, лиса — 😀") == "Łódź, лиса — 😀", "DejaVu has them"
+    assert text_width("只", 20) == text_width("\\u53ea", 20), "boxes would be narrower"
+    entries = read_entries(make_table(*cross(prompt=["一", "只"], seed=[1])))
+    axes = choose_axes(entries)
+    told = draw_grid_summary(entries, axes)
+    assert "letters that no font of this machine has are written out" in told
+    latin = read_entries(make_table(*cross(prompt=["a", "b"], seed=[1])))
+    assert "letters" not in draw_grid_summary(latin, choose_axes(latin))
+
+
+@pytest.mark.usefixtures("plain_machine")
+def test_fontconfig_is_asked_for_letters_that_the_usual_fonts_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = font._wide_fonts()[-1].replace("DejaVuSans.ttf", "DejaVuSansMono.ttf")
+    (tmp_path / "fc-list").write_text(f"#!/bin/sh\necho /gone.ttf\necho {other}\n")
+    (tmp_path / "fc-list").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def has(file: str, letter: str) -> bool:
+        return letter.isascii() or file == other
+
+    monkeypatch.setattr(font, "_has", has)
+    assert font._font_file("只 fox") == other
+    assert font.legible("只 fox") == "只 fox"
+
+
+def draw_grid_summary(entries: Sequence[Entry], axes: Axes) -> str:
+    """What stands in the last line of the page."""
+    told: list[str] = []
+
+    def draw(page: Page, shelves: Sequence[Shelf], title: str, summary: str) -> Image.Image:
+        told.append(summary)
+        return Image.new("RGB", (1, 1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Page, "draw", draw)
+        draw_entries(entries, axes, lambda entry: None, Style(), "")
+    return told[0]

@@ -144,3 +144,11 @@ def test_no_rows_no_grid(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no images to compare yet"):
         save_grid(make_table(), find_in(tmp_path), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_whose_file_is_gone_is_not_counted(tmp_path: Path) -> None:
+    table = make_table(*cross(lora_a=[0.0, 0.5, 1.0], seed=[1]))
+    gone, here = table["image_id"][0].as_py(), tmp_path / "here.png"
+    Image.new("RGB", (128, 128)).save(here)
+    saved = save_grid(table, lambda image_id, image: None if image_id == gone else here, tmp_path)
+    assert '<p id="summary">2 images, 1 not on this machine</p>' in saved.page.read_text()

@@ -270,4 +270,4 @@ def test_plans_show_the_values_of_their_axes_and_which_keys_go_together() -> Non
         "axis     prompt: 2 (a fox, sitting | b)",
         "with     lora.red.weight: 2 (0.5, 1)",
     ]
-    assert axis_summary(plan) == "seed (9) x prompt with lora.red.weight (2: a fox, sitting | b)"
+    assert axis_summary(plan) == "seed (9) x prompt, lora.red.weight (2: a fox, sitting | b)"
