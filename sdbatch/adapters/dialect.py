@@ -8,10 +8,11 @@ underscores made the same, one look-up (`names`) serves all.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from sdbatch.errors import WeightFileError
 from sdbatch.weights.peft import WRAPPER
 
 ROLES: dict[str, str] = {
@@ -21,9 +22,6 @@ ROLES: dict[str, str] = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
     ".lora_B.bias": "up_bias",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_B.default.bias": "up_bias",
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     "_lora.down.weight": "down",
@@ -32,11 +30,10 @@ ROLES: dict[str, str] = {
     ".lora_linear_layer.up.weight": "up",
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
     **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     **{f".{name}.weight": name for name in ("oft_R", "boft_R")},
     **{f".{name}": name for name in ("alpha", "scale", "diff", "diff_b", "w_norm", "b_norm", "set_weight")},
-    **{f".{name}": name for name in ("dora_scale", "oft_blocks", "oft_diag", "rescale", "on_input", "vera_lambda_b")},
+    **{f".{name}": name for name in ("dora_scale", "oft_blocks", "oft_diag", "rescale", "on_input", "vera_lambda_b", "lambda_layer")},
     **{f".hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
@@ -79,10 +76,12 @@ COMPONENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """How a key begins, and the components it may belong to; the first that fits is taken."""
 
-BUNDLED = re.compile(r"^bundle_emb\.(.+)\.(?:string_to_param\.\*|clip_l|clip_g)$")
+BUNDLED = re.compile(r"^bundle_emb\.(.+)\.(?:string_to_param\.\*|clip_l|clip_g|t5)$")
 """OneTrainer's embeddings inside a LoRA file: the word that calls them."""
 
 _ROLE_PATTERN = re.compile("(" + "|".join(re.escape(end) for end in sorted(ROLES, key=len, reverse=True)) + ")$")
+_ADAPTER_NAME = re.compile(r"(\.lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$)[\w-]+(?=\.(?:weight|bias)$)")
+"""peft keeps the name of the adapter in a model's own state: `lora_A.default.weight`."""
 _XLABS = re.compile(r"^(.*\.processor\.)(qkv|proj)_lora([12])\.(down|up)\.weight$")
 
 
@@ -90,26 +89,41 @@ def split_key(key: str) -> tuple[str, str] | None:
     """(module, role) of a tensor's name, or None for one that belongs to no adapter."""
     if found := _XLABS.match(key):
         return f"{found[1]}{found[2]}_{found[3]}", found[4]
+    key = _ADAPTER_NAME.sub(r"\1", key)
     if found := _ROLE_PATTERN.search(key):
         return key[: found.start()], ROLES[found.group(1)]
     return None
 
 
 def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """The tensors by module and role, and the names that belong to none."""
+    """The tensors by module and role, and the names that belong to none.
+
+    Raises: WeightFileError for a module with two tensors of a role, or with one whose meaning is not known: it would be wrong without.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     others: list[str] = []
     for key, tensor in tensors.items():
-        if (parts := split_key(key)) is not None:
-            groups.setdefault(parts[0], {})[parts[1]] = tensor
-        else:
+        if (found := split_key(key)) is None:
             others.append(key)
+        elif groups.setdefault(found[0], {}).setdefault(found[1], tensor) is not tensor:
+            raise WeightFileError(f"{found[0]} has its {found[1]} twice, once as {key}. Keep one adapter a file.")
     for module, parts in groups.items():
         # IA3's factor has no word of its own for its role: it is the `.weight` beside `.on_input`.
         if "on_input" in parts and f"{module}.weight" in others:
             others.remove(f"{module}.weight")
             parts["ia3"] = tensors[f"{module}.weight"]
+    for key in others:
+        if (owner := next((owner for owner in _owners(key) if owner in groups), None)) is not None:
+            raise WeightFileError(
+                f"{owner} has {key.removeprefix(owner)} too, whose meaning is not known. Choose another version of the file."
+            )
     return groups, others
+
+
+def _owners(key: str) -> Iterator[str]:
+    """The modules whose part a tensor may be, by its name."""
+    parts = key.split(".")
+    return (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
 
 
 def split_component(module: str) -> tuple[tuple[str, ...], str]:

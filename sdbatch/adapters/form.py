@@ -202,6 +202,7 @@ UNSUPPORTED: dict[str, str] = {
     "boft_R": "peft's BOFT",
     "bm": "GLoRA with a Tucker core",
     "vera_lambda_b": "VeRA",
+    "lambda_layer": "LyCORIS' T-LoRA",
     "set_weight": "a replacement of whole weights",
 }
 """Tensors of forms that change the weight in another way. To ignore them would make a wrong image in silence."""

@@ -72,7 +72,10 @@ def match_lora(file: WeightFile, content: TensorFile, components: Mapping[str, S
     Raises:
         WeightFileError: as `load_lora`.
     """
-    groups, unmatched = group_by_module(content.tensors)
+    try:
+        groups, unmatched = group_by_module(content.tensors)
+    except WeightFileError as error:
+        raise WeightFileError(f"lora.{file.name}: {error}") from None
     settings, own = _read_settings(file, content.metadata, components)
     words = _bundled(content.tensors)
     unmatched = [key for key in unmatched if not BUNDLED.match(key)]
@@ -152,7 +155,7 @@ def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     words: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if found := BUNDLED.match(key):
-            component = "text_encoder_2" if key.endswith(".clip_g") else "text_encoder"
+            component = "text_encoder_2" if key.endswith((".clip_g", ".t5")) else "text_encoder"
             words.setdefault(found[1], {})[component] = torch.atleast_2d(tensor.float())
     return words
 

@@ -45,6 +45,8 @@ def original_targets(modules: Collection[str]) -> dict[str, Target]:
         if written and written[1].form in _FORMS and all(name in own for name in written[1].names):
             target = Target(tuple(own[name] for name in written[1].names), written[1].form == "swapped")
             found[_WEIGHT.sub("", written[0])] = target
+            if written[0].endswith(".scale"):
+                found[written[0]] = target  # ComfyUI keeps the whole name of what is no `.weight`
     return found
 
 

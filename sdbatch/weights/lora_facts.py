@@ -73,7 +73,7 @@ class LoraFacts:
     """What the header of an adapter file says about it."""
 
     algorithm: str
-    """lora, locon, loha, lokr, dylora, dora, oft, boft, ia3, glora or full (differences)."""
+    """lora, locon, loha, lokr, dylora, dora, oft, boft, ia3, glora, vera, tlora or full (differences)."""
     modules: int
     blocks: tuple[BlockFacts, ...]
     cross_attention_width: int | None
@@ -131,7 +131,9 @@ def _group(header: Header) -> dict[str, _Module]:
 
 def _split(name: str) -> tuple[str, str]:
     """Module and role: `a.b.lora_A.weight` is `lora_A` of `a.b`, `x_lora.down.weight` is `lora_down` of `x`."""
-    module, _, role = name.removesuffix(".weight").removesuffix(".default").rpartition(".")
+    module, _, role = name.removesuffix(".weight").rpartition(".")
+    if name.endswith(".weight") and module.endswith((".lora_A", ".lora_B")):
+        module, _, role = module.rpartition(".")  # what stood behind is the adapter's name
     if role in ("down", "up"):
         # diffusers wrote `.lora.down`, `_lora.down` and `.lora_linear_layer.down`.
         return module.removesuffix("_linear_layer").removesuffix("lora").rstrip("._"), f"lora_{role}"

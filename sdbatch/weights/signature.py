@@ -12,7 +12,7 @@ from sdbatch.weights.key import Rule
 LORA_SUFFIXES = (
     ".lora_down.weight$",  # kohya, LyCORIS
     ".lora_A.weight$",  # peft, diffusers
-    ".lora_A.default.weight$",
+    ".lora_A.default",  # a model's own state, with the adapter's name
     ".lora.down.weight$",  # OneTrainer, old diffusers
     "_lora.down.weight$",  # diffusers' attention processors
     ".lora_linear_layer.down.weight$",
@@ -41,6 +41,7 @@ KIND_RULES: tuple[Rule, ...] = (
     Rule("t2i_adapter", any=("^adapter.body.0.", "^body.0.block1.weight$", "^body.0.in_conv.weight$", "^body.0.resnets.0.block1.weight$")),
     Rule("lora", any=LORA_SUFFIXES),
     Rule("lora", any=(".hada_w1_a$", ".lokr_w1$", ".lokr_w1_a$", ".oft_blocks$", ".oft_diag$", ".on_input$", ".dora_scale$")),
+    Rule("lora", any=(".oft_R.", ".boft_R.", ".vera_lambda_b", ".lambda_layer$")),
     Rule("lora", all=(".a1.weight$", ".b1.weight$")),
     Rule("lora", any=(".diff$", ".diff_b$")),
     Rule("embedding", any=("^emb_params$", "^string_to_param.", "^clip_l$", "^clip_g$", "^bundle_emb.")),
@@ -56,7 +57,9 @@ LORA_ALGORITHMS: tuple[Rule, ...] = (
     Rule("dora", any=(".dora_scale$", ".lora_magnitude_vector$", ".lora_magnitude_vector.weight$")),
     Rule("loha", any=(".hada_w1_a$",)),
     Rule("lokr", any=(".lokr_w1$", ".lokr_w1_a$")),
-    Rule("oft", any=(".oft_blocks$", ".oft_diag$")),  # BOFT is told apart by its dimensions
+    Rule("vera", any=(".vera_lambda_b",)),
+    Rule("tlora", any=(".lambda_layer$",)),
+    Rule("oft", any=(".oft_blocks$", ".oft_diag$", ".oft_R.", ".boft_R.")),  # BOFT is told apart by its dimensions
     Rule("ia3", any=(".on_input$",)),
     Rule("glora", all=(".a1.weight$", ".b1.weight$")),
     Rule("locon", any=(".lora_mid.weight$",)),

@@ -48,6 +48,14 @@ _IP_ADAPTER_RULES: tuple[Rule, ...] = (
 _EMBEDDING_RULES: tuple[Rule, ...] = (Rule("output", any=("^clip_l_out$", "^clip_g_out$", "^t5_out$", "^emp_params_out$")),)
 """OneTrainer's embeddings that are added behind the text encoder."""
 
+_LORA_RULES: tuple[Rule, ...] = (
+    Rule("kohya's oft", any=(".oft_diag$",)),
+    Rule("peft's oft", any=(".oft_R.", ".boft_R.")),
+    Rule("vera", any=(".vera_lambda_b",)),
+    Rule("tlora", any=(".lambda_layer$",)),
+)
+"""Forms that change the weight in a way that is not applied."""
+
 _BY_NAMES: dict[str, tuple[Rule, ...]] = {
     "vae": VAE_RULES,
     "controlnet": _CONTROLNET_RULES,
@@ -77,7 +85,7 @@ def find_variant(header: Header, keys: Keys, kind: str, family: str | None, pred
         case "checkpoint" | "denoiser":
             return _find_base_variant(header, keys, family, prediction)
         case "lora":
-            return "control" if _takes_a_picture(header) else None
+            return "control" if _takes_a_picture(header) else first_match(_LORA_RULES, keys)
         case "text_encoder":
             table = _T5_BY_WIDTH if first_match(TEXT_ENCODER_RULES, keys) == "t5" else _CLIP_BY_WIDTH
             widths = geometry.find_embedding_widths(header, kind)

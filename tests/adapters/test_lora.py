@@ -16,6 +16,7 @@ from sdbatch.adapters.lora import load_lora
 from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
+from sdbatch.weights.identify import identify
 from tests.adapters.lora_files import (
     LoraFile,
     attention_layers,
@@ -213,6 +214,40 @@ def test_embeddings_bundled_with_a_lora(pipeline: Any, tmp_path: Path) -> None:
     assert torch.equal(lora.words["my word"]["text_encoder"], vectors)
     assert lora.words["other"]["text_encoder"].shape == (1, WIDTH)
     assert lora.applied_keys == lora.total_keys
+
+
+BESIDE = {
+    "a learned scale": ".scalar",
+    "sparse bias": ".bias_values",
+    "another shape": ".reshape_weight",
+    "a third factor": ".lora_S.weight",
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_part_whose_meaning_is_not_known_is_refused(kind: str, pipeline: Any, tmp_path: Path) -> None:
+    """To leave it out would apply the rest wrongly."""
+    file = kohya({"unet": attention_layers(pipeline.unet)})
+    module = next(iter(file.tensors)).partition(".")[0]
+    file.tensors[module + BESIDE[kind]] = torch.ones(2)
+    with pytest.raises(WeightFileError, match=rf"lora\.odd: {module} has \{BESIDE[kind]} too, whose meaning is not known"):
+        load_lora(write(file, tmp_path / "odd.safetensors"), components(pipeline))
+
+
+def test_a_models_own_state_carries_the_adapters_name(pipeline: Any, tmp_path: Path) -> None:
+    file = _in_peft(pipeline)
+    tensors = {
+        key.replace("lora_A", "lora_A.default_0").replace("lora_B", "lora_B.default_0"): value for key, value in file.tensors.items()
+    }
+    plain = load_lora(write(file, tmp_path / "plain.safetensors"), components(pipeline), strict=True)
+    named = load_lora(write(LoraFile(tensors), tmp_path / "named.safetensors"), components(pipeline), strict=True)
+    assert {name: set(deltas) for name, deltas in named.deltas.items()} == {name: set(deltas) for name, deltas in plain.deltas.items()}
+    identity = identify(tmp_path / "named.safetensors")
+    assert identity.kind == "lora"
+    assert identity.lora == identify(tmp_path / "plain.safetensors").lora
+    tensors |= {key.replace("default_0", "default_1"): value + 1 for key, value in tensors.items()}
+    with pytest.raises(WeightFileError, match=r"twice, once as .*default_.*Keep one adapter a file"):
+        load_lora(write(LoraFile(tensors), tmp_path / "two.safetensors"), components(pipeline))
 
 
 def test_the_same_layer_under_two_names_is_refused(pipeline: Any, tmp_path: Path) -> None:

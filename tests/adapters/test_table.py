@@ -113,6 +113,20 @@ def test_lora(family: str, kind: str, build: Build, zoo: dict[str, Any], tmp_pat
     assert all(torch.equal(after[name], before[name]) for name in parts), "detached, it must leave no trace"
 
 
+def test_flux_norms_under_their_whole_name_and_words_for_both_encoders(zoo: dict[str, Any], tmp_path: Path) -> None:
+    """ComfyUI keeps `.scale`, which is no `.weight`, in a module's name; OneTrainer's words have vectors for CLIP and T5."""
+    parts = components(zoo["flux"])
+    norm = parts["transformer"].get_parameter("transformer_blocks.0.attn.norm_q.weight")
+    words = {"bundle_emb.my.clip_l": torch.rand(2, 32), "bundle_emb.my.t5": torch.rand(2, 32)}
+    change = {"diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale.diff": torch.rand(norm.shape)}
+    lora = load_lora(save({**change, **words}, tmp_path / "style.safetensors"), parts, "flux", strict=True)
+    (delta,) = lora.deltas["transformer"].values()
+    assert torch.equal(delta.weight(norm), next(iter(change.values())))
+    found = lora.words["my"]
+    assert torch.equal(found["text_encoder"], words["bundle_emb.my.clip_l"])
+    assert torch.equal(found["text_encoder_2"], words["bundle_emb.my.t5"])
+
+
 def block_of(name: str, layers_per_block: int) -> str | None:
     """Where CompVis' UNet and FLUX.1 have a layer, counted by hand."""
     if found := re.match(r"(down|up)_blocks\.(\d+)\.(?:attentions|resnets)\.(\d+)\.", name):

@@ -146,6 +146,10 @@ REFUSED: tuple[tuple[str, str, d.Tensors, str], ...] = (
     ("SVDQuant", "checkpoint", {**d.flux_diffusers(), "transformer_blocks.0.attn.to_out.0.qweight": (5, 5)}, "packed into 4 bits"),
     ("Wan's VAE", "vae", {"decoder.middle.0.residual.0.gamma": (5, 1, 1, 1), "encoder.conv1.weight": (5, 3, 3, 3, 3)}, "of videos"),
     ("Redux", "lora", {"redux_up.weight": (12288, 1152), "redux_down.weight": (4096, 12288)}, "a style model (Redux), not a LoRA"),
+    ("peft's OFT", "lora", {"base_model.model.down_blocks.0.x.oft_R.weight": (4, 6)}, "of peft's OFT or BOFT"),
+    ("VeRA", "lora", {"base_model.model.down_blocks.0.x.vera_lambda_b": (4,)}, "of VeRA, which is not applied"),
+    ("T-LoRA", "lora", {"lycoris_x.lambda_layer": (1, 4), "lycoris_x.q_layer.weight": (4, 5)}, "of T-LoRA, whose rank changes"),
+    ("kohya's OFT", "lora", {"lora_unet_x.oft_diag": (4, 4)}, "of kohya's OFT of 2023"),
     (
         "Canny as a LoRA",
         "lora",
