@@ -73,8 +73,8 @@ def files_of(checkpoint: WeightFile, merge: Merge | None) -> list[WeightFile]:
     return [file for file in (checkpoint, *((merge.b, merge.c) if merge else ())) if file is not None]
 
 
-def make_checkpoint(order: Order, on_progress: OnProgress) -> None:
-    """Write a merged or baked checkpoint.
+def make_checkpoint(order: Order, on_progress: OnProgress, settle: Callable[[str], str] = str) -> None:
+    """Write a merged or baked checkpoint. `settle` puts hashes that come later into what it says of itself.
 
     Raises:
         ConfigError: numbers that cannot be.
@@ -93,7 +93,7 @@ def make_checkpoint(order: Order, on_progress: OnProgress) -> None:
         extras = extras_of(first, lambda name: not name.startswith(TRAINING_PREFIXES))
         entries = entries_of(layout.files[SINGLE], weights, extras)
         metadata = to_metadata(order.out.stem, identity, first.metadata, _to_recipe(order), _all_files(order))
-        write_safetensors(path, entries, metadata, counting([entries], on_progress))
+        write_safetensors(path, entries, metadata, counting([entries], on_progress), settle)
 
 
 def counting(files: Sequence[Mapping[str, Entry]], on_progress: OnProgress) -> Callable[[int], None]:

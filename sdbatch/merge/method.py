@@ -86,7 +86,7 @@ def slerp(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
 
 def ties(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
     """c + what a and b changed of it: small changes trimmed, conflicting signs resolved, the rest averaged by ratio."""
-    limits = [_limit(tensor, tensors[2], knobs.density) for tensor in tensors[:2]]
+    limits = _find_limits(tensors[:2], tensors[2], knobs.density)
 
     def merge_part(parts: Sequence[Tensor]) -> Tensor:
         c = parts[2]
@@ -105,42 +105,53 @@ def ties(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:
 
 SAMPLE = 2**16
 """Changes by which the place of a limit is guessed."""
-_GUESS = 1024
-"""How far off, of the sample, a guess may be: eight standard deviations at the worst density."""
+_GUESS = 512
+"""How far off, of the sample, a guess may be: four standard deviations at the worst density. A miss costs another look at all."""
 
 
-def _limit(tensor: Tensor, base: Tensor, density: float) -> float:
-    """A number that the changes to be kept, the largest share of them, are beyond; 0 where all are kept."""
-    kept = round(tensor.numel() * density)
-    if kept >= tensor.numel():
-        return 0.0
+def _find_limits(changed: Sequence[Tensor], base: Tensor, density: float) -> list[float]:
+    """For each, a number that the changes to be kept, the largest share of them, are beyond; 0 where all are kept."""
+    kept = round(base.numel() * density)
+    if kept >= base.numel():
+        return [0.0] * len(changed)
     if kept == 0:
-        return math.inf
-    rank = tensor.numel() - kept
-    found = None
-    if tensor.numel() > 8 * SAMPLE:
-        step = tensor.numel() // SAMPLE | 1  # odd, so as not to walk down one column
-        sample = np.sort((tensor[::step].float() - base[::step].float()).abs().cpu().numpy())
-        place = rank * len(sample) // tensor.numel()
-        found = _find_rank(rank, tensor, base, sample[max(place - _GUESS, 0)], sample[min(place + _GUESS, len(sample) - 1)])
-    if found is None:
-        found = _find_rank(rank, tensor, base, 0.0, math.inf)
-    return 0.0 if found is None else float(np.nextafter(np.float32(found), np.float32(0)))
+        return [math.inf] * len(changed)
+    rank = base.numel() - kept
+    found = _find_ranks(rank, changed, base, [_guess(rank, tensor, base) for tensor in changed])
+    for place, tensor in enumerate(changed):
+        if found[place] is None:
+            [found[place]] = _find_ranks(rank, [tensor], base, [(0.0, math.inf)])
+    return [0.0 if size is None else float(np.nextafter(np.float32(size), np.float32(0))) for size in found]
 
 
-def _find_rank(rank: int, tensor: Tensor, base: Tensor, low: float, high: float) -> float | None:
-    """The change of that rank by size, the smallest being 0; None when it does not lie between these bounds."""
-    below = 0
-    between: list[np.ndarray] = []
-    for _, (part, base_part) in _iter_parts([tensor, base]):
-        sizes = part.sub_(base_part).abs_().cpu().numpy()
-        below += np.count_nonzero(sizes < low)
-        between.append(sizes[(sizes >= low) & (sizes <= high)])
-    found = np.concatenate(between)
-    if not 0 <= rank - below < found.size:
+def _guess(rank: int, tensor: Tensor, base: Tensor) -> tuple[float, float]:
+    """Bounds between which the change of that rank lies, most likely."""
+    if tensor.numel() <= 8 * SAMPLE:
+        return 0.0, math.inf
+    step = tensor.numel() // SAMPLE | 1  # odd, so as not to walk down one column
+    sample = np.sort((tensor[::step].float() - base[::step].float()).abs().cpu().numpy())
+    place = rank * len(sample) // tensor.numel()
+    return float(sample[max(place - _GUESS, 0)]), float(sample[min(place + _GUESS, len(sample) - 1)])
+
+
+def _find_ranks(rank: int, changed: Sequence[Tensor], base: Tensor, bounds: Sequence[tuple[float, float]]) -> list[float | None]:
+    """For each, the change of that rank by size, the smallest being 0; None when it does not lie between its bounds."""
+    below = [0] * len(changed)
+    between: list[list[np.ndarray]] = [[] for _ in changed]
+    for _, (*parts, base_part) in _iter_parts([*changed, base]):
+        for place, (part, (low, high)) in enumerate(zip(parts, bounds, strict=True)):
+            sizes = part.sub_(base_part).abs_().cpu().numpy()
+            is_below = sizes < low
+            below[place] += int(np.count_nonzero(is_below))
+            between[place].append(sizes.compress(is_below ^ (sizes <= high)))
+    return [_at(rank - count, np.concatenate(sizes)) for count, sizes in zip(below, between, strict=True)]
+
+
+def _at(rank: int, sizes: np.ndarray) -> float | None:
+    if not 0 <= rank < sizes.size:
         return None
-    found.partition(rank - below)
-    return float(found[rank - below])
+    sizes.partition(rank)
+    return float(sizes[rank])
 
 
 def dare(tensors: Sequence[Tensor], knobs: Knobs) -> MergePart:

@@ -99,14 +99,16 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_safetensors(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str], on_bytes: OnBytes) -> None:
-    """Write a file and flush it to the disk."""
+def write_safetensors(
+    path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str], on_bytes: OnBytes, settle: Callable[[str], str] = str
+) -> None:
+    """Write a file and flush it to the disk. At the end, `settle` puts what was not known before into each text, as long as it was."""
     # The widest numbers first, so that each tensor starts at a multiple of its numbers' size.
     order = sorted(entries, key=lambda name: -entries[name].like.element_size())
-    header = to_header({name: entries[name].like for name in order}, metadata)
+    likes = {name: entries[name].like for name in order}
+    header = to_header(likes, metadata)
     starts = itertools.accumulate((entries[name].like.nbytes for name in order), initial=len(header))
     with explained("cannot write", path), path.open("xb", buffering=0) as file:
-        _write(file.fileno(), memoryview(header), 0)
         with _one_thread_each(), ThreadPoolExecutor(_count_threads()) as pool:
             making = [pool.submit(_make, file.fileno(), name, entries[name], start) for name, start in zip(order, starts, strict=False)]
             try:
@@ -116,6 +118,9 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], metadata: Mappin
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        settled = to_header(likes, {key: settle(text) for key, text in metadata.items()})
+        assert len(settled) == len(header)
+        _write(file.fileno(), memoryview(settled), 0)
         os.fsync(file.fileno())
 
 
@@ -140,6 +145,8 @@ def _make(descriptor: int, name: str, entry: Entry, start: int) -> None:
     assert (tensor.shape, tensor.dtype) == (entry.like.shape, entry.like.dtype), name
     flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     _write(descriptor, memoryview(flat), start)
+    # The disk begins at once, not at the end when nothing else is to be done; what it has written leaves the memory to the sources.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     entry.done()
 
 

@@ -7,12 +7,13 @@ sdbatch merge loras=NAME,NAME out=...                 makes one LoRA of them
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sdbatch.cell import Merge, Strength, WeightFile
 from sdbatch.errors import ConfigError
 from sdbatch.merge.blocks import read_blocks
+from sdbatch.merge.hashing import LaterHasher
 from sdbatch.merge.table import METHODS, find_fault
 from sdbatch.plan.files import FileBook
 from sdbatch.verbs.progress import Progress, ended_by_signals
@@ -40,14 +41,15 @@ def main(arguments: Sequence[str]) -> int:
     if len(names) > MOST_CHECKPOINTS or not (names or words["loras"]):
         raise ConfigError(f"{len(names)} checkpoints: give two or three to merge, or loras=. More: sdbatch merge --help.")
     out = read_out(words["out"])
-    book = FileBook(Catalog(model_folders(words)))
-    checkpoints = [book.weight("checkpoint", name) for name in names]
+    catalog, hasher = Catalog(model_folders(words)), LaterHasher()
+    whole, book = FileBook(catalog, hasher), FileBook(catalog)
+    checkpoints = [whole.weight("checkpoint", name) for name in names]
     loras = tuple(_read_lora(text, book) for text in words["loras"].split(",") if text)
     read_dtype(words["dtype"])
     progress = Progress(f"merging into {out.name}")
     with ended_by_signals():
         if checkpoints:
-            _make_checkpoint(checkpoints, loras, words, out, progress)
+            _make_checkpoint(checkpoints, loras, words, out, progress, hasher.settle)
         else:
             _make_lora(loras, words, out, progress)
     sys.stdout.write(f"{out}: {progress.finish()}\n")
@@ -55,7 +57,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _make_checkpoint(
-    checkpoints: list[WeightFile], loras: tuple[tuple[WeightFile, Strength], ...], words: Mapping[str, str], out: Path, progress: Progress
+    checkpoints: list[WeightFile],
+    loras: tuple[tuple[WeightFile, Strength], ...],
+    words: Mapping[str, str],
+    out: Path,
+    progress: Progress,
+    settle: Callable[[str], str],
 ) -> None:
     merge = _read_merge(checkpoints[1:], words) if len(checkpoints) > 1 else None
     if merge is None and not loras:
@@ -64,7 +71,7 @@ def _make_checkpoint(
         raise ConfigError(f"{_WORDS.get(fault[0], fault[0])}: {fault[1]}")
     from sdbatch.merge.checkpoint import Order, make_checkpoint  # torch
 
-    make_checkpoint(Order(checkpoints[0], out, merge, loras, words["dtype"] or None), progress)
+    make_checkpoint(Order(checkpoints[0], out, merge, loras, words["dtype"] or None), progress, settle)
 
 
 _WORDS = {"c": "C"}

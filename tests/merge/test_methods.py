@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdbatch.cell import Merge, WeightFile
-from sdbatch.merge.method import CHUNK, FUNCTIONS, Knobs, merge_tensors, seed_of
+from sdbatch.merge.method import CHUNK, FUNCTIONS, SAMPLE, Knobs, merge_tensors, seed_of
 from sdbatch.merge.table import METHODS
 from sdbatch.merge.weights import Weights, merged
 
@@ -96,6 +96,19 @@ def test_ties(ratio: float, density: float) -> None:
     a, b, c = random(3, (7, 9))
     wanted = ties_by_hand(a.numpy(), b.numpy(), c.numpy(), ratio, density)
     np.testing.assert_allclose(run("ties", [a, b, c], ratio, density).numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["even", "waves", "few values"])
+def test_ties_trims_a_large_tensor_at_the_very_number(kind: str, density: float) -> None:
+    """The limit is guessed from a sample first: wrongly where the numbers come in waves as long as its steps."""
+    count = 9 * SAMPLE + 5
+    noise = torch.rand(count, generator=torch.Generator().manual_seed(1)) + 0.1
+    waves = torch.arange(count) % 9 + noise / 10 + 1
+    change = {"even": noise, "waves": waves, "few values": noise.mul(8).round() + 1}[kind]
+    found = run("ties", [change, torch.zeros(count), torch.zeros(count)], 0.0, density)
+    limit = torch.sort(change, descending=True).values[round(count * density) - 1]
+    assert torch.equal(found, torch.where(change >= limit, change, 0.0))
 
 
 def test_ties_does_not_average_what_only_one_changed() -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 from safetensors import safe_open
 
+from sdbatch.weights.catalog import embedded_root
 from tests.conftest import Sdbatch
 
 
 def test_merge_and_what_inspect_says_of_it(workspace: Path, sdbatch: Sdbatch) -> None:
-    done = sdbatch("merge", "tiny", "tiny_pastel", "out=new.safetensors", "ratio=0.25")
+    fresh = workspace / "fresh.safetensors"  # its hash is known to nobody yet
+    fresh.write_bytes((embedded_root() / "checkpoints/tiny.safetensors").read_bytes())
+    done = sdbatch("merge", str(fresh), "tiny_pastel", "out=new.safetensors", "ratio=0.25")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("new.safetensors: 6.5 MB")
     told = json.loads(sdbatch("inspect", "new.safetensors", "json=true").stdout)
     assert (told["kind"], told["family"], told["prediction_type"]) == ("checkpoint", "tiny", "v_prediction")
-    assert told["metadata"]["modelspec.merged_from"] == "tiny, tiny_pastel"
+    assert told["metadata"]["modelspec.merged_from"] == "fresh, tiny_pastel"
     recipe = json.loads(told["metadata"]["sdbatch.merge"])
     assert recipe["merge"]["ratio"] == 0.25
+    assert recipe["checkpoint"]["sha256"] == hashlib.sha256(fresh.read_bytes()).hexdigest()
     again = sdbatch("merge", "tiny", "tiny_pastel", "out=new.safetensors")
     assert again.returncode == 2
     assert "never overwritten" in again.stderr
