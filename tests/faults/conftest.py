@@ -10,8 +10,8 @@ from tests.faults.program import QUIET, run
 
 SEEDS = "seed=range(0,16)"
 """Four blocks of four images."""
-SLOW = (*QUIET, SEEDS, "prompt=drill:slow", "steps=3", "-m")
-"""The same with 0.3 s for each block, to have something happen meanwhile."""
+SLOW = (*QUIET, SEEDS, "prompt=drill:slow", "steps=5", "-m")
+"""The same with half a second for each block, to have something happen meanwhile."""
 
 
 @pytest.fixture(scope="session")

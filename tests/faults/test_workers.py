@@ -175,7 +175,7 @@ def test_a_worker_that_stands_still_is_killed_and_its_images_are_made_by_the_nex
     (worker,) = workers_of(tmp_path / "sweep")
     os.kill(worker, signal.SIGSTOP)
     told, _ = driver.communicate(timeout=120)
-    assert re.search(r"worker-0 \(cpu\) has said nothing for [45] s while (step|denoising) \S+: killing it", told), told
+    assert re.search(r"worker-0 \(cpu\) has said nothing for \d+ s while (step|denoising) \S+: killing it", told), told
     assert "worker-0 (cpu) died: killed, since it said nothing" in told
     check_whole(tmp_path / "sweep", clean_slow, Ended(driver.returncode, told, ""), but=BY_CHANCE)
 

@@ -105,7 +105,7 @@ def test_a_stopped_run_resumes_to_what_an_undisturbed_one_makes(workspace: Path,
 
 def wait_until_no_worker(folder: Path) -> None:
     """A worker whose driver is gone ends by itself; wait for that."""
-    deadline_s = time.monotonic() + 40
+    deadline_s = time.monotonic() + 90
     while time.monotonic() < deadline_s:
         pids = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
         if not any(str(folder) in _command(pid) and "worker" in _command(pid) for pid in pids):
