@@ -22,7 +22,7 @@ from sdbatch.adapters.read import TensorFile, read_tensors
 from sdbatch.adapters.shapes import Shapes, shapes_of
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
-from sdbatch.weights.families import BY_NAME
+from sdbatch.weights.families import to_title
 from sdbatch.weights.header import FlawError
 from sdbatch.weights.identify import identify
 from sdbatch.weights.peft import PeftSettings, component_of, read_metadata, read_settings
@@ -173,13 +173,9 @@ def _warn_once(message: str) -> None:
 def _nothing_matched(file: WeightFile, keys: list[str], family: str) -> str:
     shown = ", ".join(keys[:3]) or "no tensors at all"
     made_for = identify(Path(file.path)).family
-    whose = f" It was made for {_title(made_for)}." if made_for else ""
-    model = f" The model is {_title(family)}." if family else ""
+    whose = f" It was made for {to_title(made_for)}." if made_for else ""
+    model = f" The model is {to_title(family)}." if family else ""
     return (
         f"lora.{file.name}: none of its {len(keys)} keys belongs to this model.{whose}{model} "
         f"It holds {shown}, ... Choose a LoRA of this family."
     )
-
-
-def _title(family: str) -> str:
-    return BY_NAME[family].title if family in BY_NAME else family

@@ -43,6 +43,24 @@ T5_WIDTH = 4096
 
 BY_NAME: dict[str, FamilyFacts] = {facts.name: facts for facts in FAMILIES}
 
+_OTHER_TITLES: dict[str, str] = {
+    **{"flux2": "FLUX.2", "flux3": "FLUX.3", "chroma": "Chroma", "bria": "Bria or LongCat-Image", "longcat": "LongCat-Image"},
+    **{"qwen_image": "Qwen-Image", "z_image": "Z-Image", "ovis": "Ovis-Image", "glm_image": "GLM-Image", "ernie_image": "ERNIE-Image"},
+    **{"hidream": "HiDream", "lumina2": "Lumina 2", "omnigen2": "OmniGen 2", "krea2": "Krea 2", "ideogram4": "Ideogram 4"},
+    **{"auraflow": "AuraFlow", "pixart": "PixArt", "sana": "Sana", "cascade": "Stable Cascade", "kolors": "Kolors"},
+    **{"hunyuan_dit": "Hunyuan-DiT", "hunyuan_video": "HunyuanVideo", "cogview": "CogView", "cogvideo": "CogVideoX", "wan": "Wan"},
+    **{"ltx": "LTX-Video", "cosmos": "Cosmos", "anima": "Anima", "mochi": "Mochi", "svd": "Stable Video Diffusion"},
+    **{"animatediff": "AnimateDiff", "modelscope": "ModelScope", "dreamlite": "DreamLite"},
+    **{"kandinsky2": "Kandinsky 2", "kandinsky3": "Kandinsky 3", "kandinsky5": "Kandinsky 5"},
+}
+"""Architectures that are told apart, not run."""
+
+
+def to_title(family: str) -> str:
+    """A family as people say it."""
+    return BY_NAME[family].title if family in BY_NAME else _OTHER_TITLES.get(family, family)
+
+
 BY_UNET_WIDTH: dict[int, str] = {128: "tiny", 768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl"}
 """Cross-attention width of a UNet or of its adapter -> family. 1280 is the SDXL refiner, which reads one text encoder."""
 
@@ -71,7 +89,7 @@ TRANSFORMER_RULES: tuple[Rule, ...] = (
     Rule("flux", any=("double_blocks.0.img_attn.norm.", "double_blocks.0.img_attn.qkv."), all=("vector_in.in_layer.",)),
     Rule("flux", all=("single_transformer_blocks.0.", "time_text_embed.text_embedder.")),
     Rule("longcat", any=("double_blocks.0.img_attn.qkv.",), all=("single_blocks.0.linear1.",)),
-    Rule("bria or longcat", all=("single_transformer_blocks.0.attn.", "time_embed.timestep_embedder."), none=("time_text_embed.",)),
+    Rule("bria", all=("single_transformer_blocks.0.attn.", "time_embed.timestep_embedder."), none=("time_text_embed.",)),
     Rule("hidream", any=("double_stream_blocks.0.block.",)),
     Rule("sd3", any=("joint_blocks.0.context_block.",)),
     Rule("auraflow", any=("double_layers.0.attn.w1q.", "joint_transformer_blocks.0.")),

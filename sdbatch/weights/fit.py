@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdbatch.weights.families import BY_NAME, T5_WIDTH, FamilyFacts
+from sdbatch.weights.families import BY_NAME, T5_WIDTH, FamilyFacts, to_title
 from sdbatch.weights.identity import Identity
 
 _ARTICLED = {
@@ -189,7 +189,7 @@ def _join(widths: tuple[int, ...]) -> str:
 def _whose(identity: Identity) -> str:
     """The family as people say it, and of a model which of its models."""
     family = identity.family or ""
-    title = BY_NAME[family].title if family in BY_NAME else family
+    title = to_title(family)
     return _MODELS.get((family, identity.variant or ""), title) if identity.kind in ("checkpoint", "denoiser") else title
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdbatch.weights.families import ADAPTER_RULES, TRANSFORMER_RULES, UNET_RULES, to_title
 from sdbatch.weights.fit import find_mismatch
 from sdbatch.weights.identify import identify
 from sdbatch.weights.identity import Identity
@@ -17,14 +18,14 @@ from tests.weights import dialects as d
 from tests.weights.writer import write_safetensors
 
 RUN = {"sd1", "sd2", "sdxl", "flux"}
-TWINS = {"chroma", "bria or longcat", "ovis"}
+TWINS = {"chroma", "bria", "ovis"}
 """Whose layers have FLUX.1's names and sizes, so that their LoRAs do too; only the metadata may tell."""
 
 TRANSFORMERS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("FluxTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "flux"),
     ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "flux2"),
     ("ChromaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "chroma"),
-    ("BriaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "bria or longcat"),
+    ("BriaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "bria"),
     ("OvisImageTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}, "ovis"),
     ("HunyuanVideoTransformer3DModel", {"num_layers": 1, "num_single_layers": 1}, "hunyuan_video"),
     ("SD3Transformer2DModel", {"num_layers": 1}, "sd3"),
@@ -170,6 +171,12 @@ def test_what_is_not_run_is_refused_with_the_plan(group: str, tensors: d.Tensors
     file = identify(write_safetensors(tmp_path / "x.safetensors", tensors))
     base = file if group == "checkpoint" else Identity(tmp_path, "checkpoint", "safetensors", 1)
     assert told in (find_mismatch(file, group, base) or "")
+
+
+def test_every_family_has_a_name_for_people() -> None:
+    labels = {rule.label for rules in (UNET_RULES, TRANSFORMER_RULES, ADAPTER_RULES) for rule in rules}
+    assert {label for label in labels if to_title(label) == label} == set()
+    assert to_title("z_image") == "Z-Image"
 
 
 def test_sdxl_itself_is_whole(tmp_path: Path) -> None:
