@@ -54,7 +54,7 @@ class Spool:
                 write_tar_shard(file, ((row, images[row["image"]]) for row in good))
             partial.rename(final)
         except OSError as error:
-            log.warning("%s: what is made of a block is not kept until it is committed: %s", self._home, error)
+            self._tell(str(error))
             self._is_usable = False
 
     def drop(self, place: Place) -> None:
@@ -87,6 +87,13 @@ class Spool:
         try:
             self._user.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self._user.lstat()
-        except OSError:
+        except OSError as error:
+            self._tell(str(error))
             return False
-        return found.st_uid == os.getuid() and not found.st_mode & 0o077  # nor a link, whose mode is 777
+        is_ours = found.st_uid == os.getuid() and not found.st_mode & 0o077  # nor a link, whose mode is 777
+        if not is_ours:
+            self._tell("others may write there")
+        return is_ours
+
+    def _tell(self, reason: str) -> None:
+        log.warning("%s: what is made of a block is not kept until it is committed: %s", self._user, reason)

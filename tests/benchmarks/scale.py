@@ -1,4 +1,4 @@
-"""Whether coordination keeps up with a cluster: claims, commits, status, resume and compaction of a million cells.
+"""Whether coordination keeps up with a cluster: claims, commits, status, resume, verify and compaction of a million cells.
 
 python -m tests.benchmarks.scale [--cells 1000000] [--workers 200] [--keep FOLDER]
 
@@ -277,6 +277,13 @@ told = str(compact(SweepFolder(sys.argv[1])))
 """
 
 
+VERIFY = """
+from sdbatch.results.folder import SweepFolder
+from sdbatch.results.verify import verify
+told = str(verify(SweepFolder(sys.argv[1]), full=True))
+"""
+
+
 def measure_verb(folder: SweepFolder, name: str, body: str) -> None:
     """What a verb takes in a process of its own, as a user has it."""
     done = subprocess.run([sys.executable, "-c", READ.format(body=body), str(folder.path)], capture_output=True, text=True, check=False)
@@ -287,11 +294,12 @@ def measure_verb(folder: SweepFolder, name: str, body: str) -> None:
 
 
 def measure_readers(folder: SweepFolder) -> None:
-    """Status and resume, which rewrite nothing."""
+    """Status, resume and verify, which rewrite nothing."""
     before = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
     for name, body in (("status", STATUS), ("resume of the finished sweep", RESUME)):
         for temperature in ("first", "again"):
             measure_verb(folder, f"{name} ({temperature})", body)
+    measure_verb(folder, "verify, every image read", VERIFY)
     after = {part: part.stat().st_mtime_ns for part in [*folder.parts(), *folder.block_files()]}
     assert before == after, "something was rewritten"
 

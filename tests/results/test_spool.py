@@ -70,7 +70,9 @@ def test_the_end_of_a_sweep_leaves_nothing(spool: Spool, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("is_link", [False, True])
-def test_a_folder_that_others_may_write_to_is_not_used(is_link: bool, folder: SweepFolder, tmp_path: Path) -> None:
+def test_a_folder_that_others_may_write_to_is_not_used(
+    is_link: bool, folder: SweepFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trap = tmp_path / f"sdbatch-{os.getuid()}"
     if is_link:
         (tmp_path / "elsewhere").mkdir(mode=0o700)
@@ -79,7 +81,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(is_link: bool, folder: Sw
         trap.mkdir()
         trap.chmod(0o777)
     Spool(folder, tmp_path).keep((0, 0), *record(folder, ORIGIN, [make_picture(0)], ROOM))
-    assert not files(tmp_path)
+    assert not files(tmp_path) and "others may write there" in caplog.text
 
 
 def test_a_disk_without_room_is_told_and_nothing_else(folder: SweepFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
