@@ -59,6 +59,7 @@ def committed(final: Path) -> Generator[Path]:
 
     Raises:
         WeightFileError: something of that name is there, before or after the work.
+        FolderError: the file system refuses, such as a full disk.
     """
     if final.exists():
         raise WeightFileError(f"out={final}: is there already, and is never overwritten. Move it away or choose another name.")
@@ -69,8 +70,8 @@ def committed(final: Path) -> Generator[Path]:
                 _remove(left)
     temporary = final.with_name(temporary_name(final.name))
     try:
-        yield temporary
         with explained("cannot write", final):
+            yield temporary
             _publish(temporary, final)
             sync_folders([final.parent])
     except BaseException:
@@ -108,7 +109,7 @@ def write_safetensors(
     likes = {name: entries[name].like for name in order}
     header = to_header(likes, metadata)
     starts = itertools.accumulate((entries[name].like.nbytes for name in order), initial=len(header))
-    with explained("cannot write", path), path.open("xb", buffering=0) as file:
+    with path.open("xb", buffering=0) as file:
         with _one_thread_each(), ThreadPoolExecutor(_count_threads()) as pool:
             making = [pool.submit(_make, file.fileno(), name, entries[name], start) for name, start in zip(order, starts, strict=False)]
             try:

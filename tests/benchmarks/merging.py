@@ -1,6 +1,8 @@
 """Merging two or three checkpoints of SD 1.x's real size (2.1 GB each) against copying their bytes: time and peak memory.
 
-python -m tests.benchmarks.merging [--folder /tmp]
+python -m tests.benchmarks.merging [--folder /tmp] [--rounds 3]
+
+Whole commands by the clock, Python's and torch's start included, against one pass over the sources and one flushed write.
 """
 
 from __future__ import annotations
@@ -8,12 +10,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -52,39 +56,43 @@ def copy(sources: list[Path], target: Path) -> None:
         os.fsync(out.fileno())
 
 
-def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds by the clock and of CPU time."""
-    started, worked = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - started, time.process_time() - worked
-
-
-def merge(folder: Path, names: str, arguments: list[str]) -> tuple[float, float, float]:
-    """Seconds of the merge by the clock, CPU seconds of the whole command, its peak memory in MB."""
+def merge(folder: Path, names: str, arguments: list[str], *, knows_hashes: bool) -> Run:
+    """A merge into a file that is removed again."""
     out = folder / "merged.safetensors"
+    cache = folder / "cache"
+    if not knows_hashes:
+        shutil.rmtree(cache, ignore_errors=True)
     words = [str(folder / f"{name}.safetensors") for name in names]
-    command = [sys.executable, "-m", "sdbatch", "merge", *words, f"out={out}", *arguments]
-    said, cpu_s, peak_mb = run(command, {"XDG_CACHE_HOME": str(folder / "cache")})
+    found = run([sys.executable, "-m", "sdbatch", "merge", *words, f"out={out}", *arguments], {"XDG_CACHE_HOME": str(cache)})
     out.unlink()
-    return float(said.split(" in ")[1].split()[0]), cpu_s, peak_mb
+    return found
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[str, float, float]:
-    """What a command printed, its CPU seconds and its peak memory in MB."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
+class Run(NamedTuple):
+    """What a command took, from its start to its end."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+
+
+def run(command: list[str], environment: dict[str, str]) -> Run:
+    """Run a command to its end."""
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment}) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = status
     if status:
         sys.exit(f"{' '.join(command)} ended with {status}")
-    return said, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return Run(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", default=None, help="where 11 GB are free; default: the system's temporary folder")
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as scratch:
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         folder = Path(scratch)
         for seed, name in enumerate("abc"):
             # In a process of its own: a child's peak memory counts from that of the process that starts it.
@@ -93,31 +101,34 @@ def main() -> None:
             writer.join()
         size_gb = (folder / "a.safetensors").stat().st_size / 1e9
         print(f"files of {size_gb:.2f} GB; largest tensor {49408 * 768 * 2 / 1e6:.0f} MB; {len(os.sched_getaffinity(0))} cores", flush=True)
-        _, start_cpu_s, start_mb = run([sys.executable, "-c", "import sdbatch.merge.checkpoint"], {})
+        start = run([sys.executable, "-c", "import sdbatch.merge.checkpoint"], {})
+        print(f"start-up, which is part of every merge: {start.wall_s:.1f} s, {start.peak_mb:.0f} MB", flush=True)
         for names, methods in METHODS.items():
-            merge(folder, names, methods[0])  # hashes the files, which is remembered
             for arguments in methods:
-                compare(folder, names, arguments, start_cpu_s, start_mb)
+                compare(folder, names, arguments, options.rounds, start.peak_mb)
 
 
-def compare(folder: Path, names: str, arguments: list[str], start_cpu_s: float, start_mb: float) -> None:
-    """A merge beside the copy of the bytes that it must move, twice; the better of each."""
+def compare(folder: Path, names: str, arguments: list[str], rounds: int, start_mb: float) -> None:
+    """Merges in turns with copies of the bytes that they must move: with hashes that nobody knows yet, then from memory."""
     target = folder / "copy.safetensors"
-    copies: list[tuple[float, float]] = []
-    merges: list[tuple[float, float, float]] = []
-    for _ in range(2):
-        copies.append(timed(lambda: copy([folder / f"{name}.safetensors" for name in names], target)))
+    copies: list[float] = []
+    merges: dict[str, list[Run]] = {"hashes unknown": [], "hashes known": []}
+    for _ in range(rounds):
+        started = time.perf_counter()
+        copy([folder / f"{name}.safetensors" for name in names], target)
+        copies.append(time.perf_counter() - started)
         target.unlink()
-        merges.append(merge(folder, names, arguments))
-    copy_s, copy_cpu_s = (min(column) for column in zip(*copies, strict=True))
-    wall_s, cpu_s, peak_mb = (min(column) for column in zip(*merges, strict=True))
-    cpu_s -= start_cpu_s
-    print(
-        f"{' '.join(arguments):36} {wall_s:5.1f} s ({wall_s / copy_s:.2f} x reading {len(names)} and writing one), "
-        f"{cpu_s:.1f} s of CPU beyond start-up ({cpu_s / copy_cpu_s:.2f} x); "
-        f"peak {peak_mb:.0f} MB, {peak_mb - start_mb:.0f} MB beyond start-up",
-        flush=True,
-    )
+        for label, runs in merges.items():
+            runs.append(merge(folder, names, arguments, knows_hashes=label == "hashes known"))
+    print(f"{' '.join(arguments)}: reading {len(names)} and writing one takes {min(copies):.1f} s (median {median(copies):.1f})")
+    for label, runs in merges.items():
+        walls = [found.wall_s for found in runs]
+        print(
+            f"  {label:15} {min(walls):5.1f} s, {min(walls) / min(copies):.2f} x (medians {median(walls):.1f} s, "
+            f"{median(walls) / median(copies):.2f} x); {min(found.cpu_s for found in runs):.1f} s of CPU; "
+            f"{max(found.peak_mb for found in runs) - start_mb:.0f} MB beyond start-up",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdbatch.cell import Merge, WeightFile
-from sdbatch.errors import ConfigError, WeightFileError
+from sdbatch.errors import ConfigError, FolderError, WeightFileError
 from sdbatch.merge.blocks import read_blocks
 from sdbatch.merge.checkpoint import Order, make_checkpoint, merge_weights
 from sdbatch.merge.convert import Change, convert
@@ -94,6 +95,20 @@ def test_a_fault_on_the_way_leaves_nothing(tiny: WeightFile, pastel: WeightFile,
 
     with pytest.raises(KeyboardInterrupt):
         make_checkpoint(Order(tiny, tmp_path / "new.safetensors", Merge(pastel)), stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_file_system_refuses_is_told_of_the_new_file_and_leaves_nothing(
+    tiny: WeightFile, pastel: WeightFile, tmp_path: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(FolderError, match=r"cannot write \S+/new\.safetensors: the file is larger than the limit") as told:
+            make_checkpoint(Order(tiny, tmp_path / "new.safetensors", Merge(pastel)), quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ".tmp" not in str(told.value)
     assert list(tmp_path.iterdir()) == []
 
 
