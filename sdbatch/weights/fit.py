@@ -48,7 +48,7 @@ def find_mismatch(file: Identity, group: str, base: Identity) -> str | None:
         return (
             f"is {describe(file)}, but its pickle also holds {', '.join(file.foreign)}, which is never loaded; use a .safetensors version"
         )
-    if reason := _NOT_RUN.get((group, file.variant or "")):
+    if reason := _NOT_RUN.get((group, file.variant or (file.lora.algorithm if file.lora else ""))):
         return f"is {describe(file)}, {reason}"
     if file.pruning == "ema-only":
         return f"is {describe(file)}, but it holds only averaged weights under names that nothing loads; use its pruned version"
@@ -86,14 +86,14 @@ _NOT_RUN: dict[tuple[str, str], str] = {
     ("checkpoint", "lcm"): "which takes the guidance as an input; use a checkpoint of its family with an LCM LoRA",
     ("checkpoint", "unclip"): "which needs a picture as input; choose another checkpoint",
     ("checkpoint", "distilled"): "an SDXL with fewer layers (SSD-1B, Vega, KOALA); use its diffusers folder",
-    ("checkpoint", "quantised"): "whose weights are packed into 4 bits (NF4, SVDQuant); choose its fp8, fp16 or bf16 version",
+    ("checkpoint", "quantised"): "whose weights are packed into 4 bits (NF4, SVDQuant, NVFP4); choose its fp8, fp16 or bf16 version",
     ("lora", "kohya's oft"): "of kohya's OFT of 2023, which is not applied; choose a LoRA, LoHa, LoKr or LyCORIS' OFT",
     ("lora", "peft's oft"): "of peft's OFT or BOFT, which is not applied; choose a LoRA, LoHa, LoKr or LyCORIS' OFT",
     ("lora", "vera"): "of VeRA, which is not applied; choose a LoRA",
     ("lora", "tlora"): "of T-LoRA, whose rank changes with the step, which is not applied; choose a LoRA",
     ("lora", "control"): "which makes the model take a control picture as input; choose another LoRA",
 }
-"""(group, variant) -> why sdbatch does not run it."""
+"""(group, variant; of a LoRA its algorithm where it has none) -> why sdbatch does not run it."""
 
 
 def _accepts(group: str, file: Identity) -> bool:

@@ -17,7 +17,7 @@ _FLUX_BY_INPUT: dict[int, str] = {384: "fill", 128: "control"}
 _CLIP_BY_WIDTH: dict[int, str] = {128: "tiny", 768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 _T5_BY_WIDTH: dict[int, str] = {512: "t5_small", 768: "t5_base", 1024: "t5_large", 2048: "t5_xl", 4096: "t5_xxl"}
 
-_QUANTISED = Rule("quantised", any=(".absmax$", ".qweight$", ".quant_state.bitsandbytes__nf4$"))
+_QUANTISED = Rule("quantised", any=(".absmax$", ".qweight$", ".weight_scale_2$"))  # bitsandbytes, Nunchaku, NVIDIA
 _UNET_RULES: tuple[Rule, ...] = (
     Rule("edm", any=("^edm_mean$", "^edm_vpred.sigma_max$")),  # Playground v2.5, CosXL
     Rule("lcm", any=("time_embedding.cond_proj.weight$", "time_embed.cond_proj.weight$")),
@@ -51,8 +51,6 @@ _EMBEDDING_RULES: tuple[Rule, ...] = (Rule("output", any=("^clip_l_out$", "^clip
 _LORA_RULES: tuple[Rule, ...] = (
     Rule("kohya's oft", any=(".oft_diag$",)),
     Rule("peft's oft", any=(".oft_R.", ".boft_R.")),
-    Rule("vera", any=(".vera_lambda_b",)),
-    Rule("tlora", any=(".lambda_layer$",)),
 )
 """Forms that change the weight in a way that is not applied."""
 

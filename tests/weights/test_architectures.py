@@ -144,6 +144,7 @@ REFUSED: tuple[tuple[str, str, d.Tensors, str], ...] = (
     ("LCM", "checkpoint", {**d.diffusers_unet(768), "time_embedding.cond_proj.weight": (320, 256)}, "takes the guidance as an input"),
     ("SD 2.1 unCLIP", "checkpoint", {**d.sd2(), "embedder.model.visual.proj": (5, 5)}, "needs a picture"),
     ("NF4", "checkpoint", {**d.flux(), "double_blocks.0.img_attn.qkv.weight.absmax": (5,)}, "packed into 4 bits"),
+    ("NVFP4", "checkpoint", {**d.flux(), "double_blocks.0.img_attn.qkv.weight_scale_2": ()}, "packed into 4 bits"),
     ("SVDQuant", "checkpoint", {**d.flux_diffusers(), "transformer_blocks.0.attn.to_out.0.qweight": (5, 5)}, "packed into 4 bits"),
     ("Wan's VAE", "vae", {"decoder.middle.0.residual.0.gamma": (5, 1, 1, 1), "encoder.conv1.weight": (5, 3, 3, 3, 3)}, "of videos"),
     ("Redux", "lora", {"redux_up.weight": (12288, 1152), "redux_down.weight": (4096, 12288)}, "a style model (Redux), not a LoRA"),
