@@ -1,139 +1,233 @@
-"""Loading a full-size SD 1.5 checkpoint against the fastest possible read of its file, and the memory it takes.
+"""Loading a full-size checkpoint against the fastest possible reads of its files, and the memory it takes.
 
-`cold` is from the disk, the file dropped from the page cache first; `warm` is from the page cache. `map` maps the file and looks
-at each of its pages; `read` goes through one buffer of 8 MB. `first` loads it as one never seen: looks at every value, builds the
-modules and the tokenizer; `load` is every later one, when that all values are numbers is remembered. After either each page of
-every weight is looked at, so that nothing is left to be read by the first picture.
+The files are, before each measurement, `cold`: on the disk alone; `warm`: in the page cache in pages of 4 kB, as most file
+systems keep them; or `large`: in the page cache as one pass of large reads leaves them, which on some file systems is pages of
+up to 2 MB, and looking at one byte in each 4 kB of them says next to nothing.
 
-python -m tests.benchmarks.loading [--folder FOLDER] [--rounds 3] [--temperature cold]
+    read    through one buffer of 8 MB
+    touch   mapped, one byte of each 4 kB looked at
+    scan    mapped, every byte looked at
+    cast    mapped, every tensor brought to the dtype of the model: the least that can be done where that is another one
+    first   a process's first load of files never seen: it looks at every value itself, builds the modules, reads the vocabulary
+    load    a later one: the vocabulary, and that all values are numbers, are remembered; its weights are touched afterwards
+    used    the same, every byte of its weights looked at afterwards
 
-The folder keeps the 4.3 GB checkpoint for the next time.
+python -m tests.benchmarks.loading [--folder FOLDER] [--model sd1] [--stored float32] [--dtype float32] [--layout safetensors]
+                                   [--rounds 3] [--state cold warm large]
+
+The folder keeps the files for the next time (4.3 GB). Every load runs in a process of its own, beside the reads it is compared with.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import mmap
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from sdbatch.pipeline.build import build_engine
 
-from sdbatch.pipeline.device import Device
-from sdbatch.pipeline.model import Model
-from tests.full.model import write_checkpoint
-from tests.pipeline.models import write_model
+build_engine("diffusers")  # as workers do: what importing made is no garbage to search for
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from sdbatch.adapters.read import map_tensors  # noqa: E402
+from sdbatch.cell import Recipe, WeightFile  # noqa: E402
+from sdbatch.families import find_family  # noqa: E402
+from sdbatch.pipeline.assemble import load_tokenizer  # noqa: E402
+from sdbatch.pipeline.configs import Configs  # noqa: E402
+from sdbatch.pipeline.device import DTYPES, Device  # noqa: E402
+from sdbatch.pipeline.model import Model  # noqa: E402
+from sdbatch.weights.folder_header import list_weights  # noqa: E402
+from tests.full.model import write_checkpoint  # noqa: E402
+from tests.pipeline.models import write_model  # noqa: E402
+
+BASES = {"first": ("read", "scan"), "load": ("read", "touch"), "used": ("read", "scan")}
+"""Load -> the reads that it is compared with."""
+Costs = dict[str, float]
+"""Seconds by the clock and of CPU, and GB of memory."""
 
 BUFFER_BYTES = 8 * 2**20
+PIECE_BYTES = 2**20
 
 
-def read(path: Path) -> None:
-    """The whole file through one buffer."""
+def prepare_files(asked: argparse.Namespace) -> tuple[Recipe, list[Path]]:
+    """The recipe and its files, which are written unless they are there."""
+    recipe = write_checkpoint(asked.model, asked.folder, DTYPES[asked.stored], asked.dtype)
+    source = Path(recipe.checkpoint.path)
+    path = source.with_suffix({"safetensors": ".safetensors", "ckpt": ".ckpt", "folder": ""}[asked.layout])
+    if not path.exists():
+        if asked.layout == "ckpt":
+            torch.save({"state_dict": map_tensors(recipe.checkpoint).tensors}, path)
+        else:
+            subprocess.run([sys.executable, "-m", "sdbatch", "convert", str(source), f"out={path}"], check=True, capture_output=True)
+    files = [file for _, file in list_weights(path)] if path.is_dir() else [path]
+    return replace(recipe, checkpoint=WeightFile(path.stem, str(path), str(path))), files
+
+
+def bring_to(state: str, paths: Iterable[Path]) -> None:
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            descriptor, size = file.fileno(), path.stat().st_size
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            match state:
+                case "warm":
+                    for at in range(0, size, PIECE_BYTES):
+                        os.posix_fadvise(descriptor, at, PIECE_BYTES, os.POSIX_FADV_WILLNEED)
+                        os.pread(descriptor, 1, max(0, at - 16 * PIECE_BYTES))
+                case "large":
+                    read([path])
+                case _:
+                    pass
+
+
+def read(paths: Iterable[Path]) -> None:
+    """Whole files through one buffer."""
     buffer = bytearray(BUFFER_BYTES)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
-def look(pages: Tensor) -> None:
-    """One byte of each page."""
-    if pages.numel():
-        pages.detach().view(-1).view(torch.uint8)[:: mmap.PAGESIZE].sum()
+def map_whole(paths: Iterable[Path]) -> list[Tensor]:
+    return [torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8) for path in paths]
 
 
-def drop_from_cache(path: Path) -> None:
-    """Let the kernel forget the file's pages, so that the next read comes from the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def touch(tensor: Tensor) -> None:
+    """Look at one byte of each page."""
+    if tensor.numel():
+        tensor.detach().view(-1).view(torch.uint8)[:: mmap.PAGESIZE].sum()
 
 
-def measure(way: str, folder: Path, temperature: str) -> None:
-    """One read or load in this process; prints its seconds and the memory beyond what the program itself takes."""
-    torch.set_num_threads(1)
-    recipe = write_checkpoint("sd1", folder, torch.float32)
-    path = Path(recipe.checkpoint.path)
-    with tempfile.TemporaryDirectory() as scratch:
-        Model(Device("cpu")).prepare(write_model(Path(scratch)).recipe())  # what the libraries do once
-    model = Model(Device("cpu"))
-    drop_from_cache(path) if temperature == "cold" else read(path)
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
+def scan(tensor: Tensor) -> None:
+    """Look at every byte, as fast as memory gives them."""
+    flat = tensor.detach().view(-1).view(torch.uint8)
+    words = len(flat) // 8 * 8
+    flat[:words].view(torch.int64).sum()
+    flat[words:].sum()
+
+
+def do(way: str, recipe: Recipe, files: Sequence[Path], model: Model) -> list[Tensor]:
+    """Returns what is mapped or made: to let it go takes time, too, which is not measured."""
+    held: list[Tensor] = []
     match way:
         case "read":
-            read(path)
-        case "map":
-            look(torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8))
+            read(files)
+        case "touch" | "scan":
+            held = map_whole(files)
+            for mapped in held:
+                touch(mapped) if way == "touch" else scan(mapped)
+        case "cast":
+            mapped = [map_tensors(WeightFile(file.name, str(file), "")).tensors for file in files]
+            held = [tensor.to(DTYPES[recipe.dtype]) for tensors in mapped for tensor in tensors.values()]
         case _:
             model.prepare(recipe)
-            for module in (*model.components.values(), model.vae):
-                for weight in module.parameters():
-                    look(weight)
-    told = {
-        "wall_s": time.perf_counter() - wall_s,
-        "cpu_s": time.process_time() - cpu_s,
-        "memory_gb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1e6,
-        "file_gb": path.stat().st_size / 1e9,
-    }
-    print(json.dumps(told))
+            held = [weight for module in (*model.components.values(), model.vae) for weight in module.parameters()]
+            for weight in held:
+                scan(weight) if way == "used" else touch(weight)
+    return held
 
 
-def run(way: str, folder: Path, temperature: str) -> dict[str, Any]:
-    """One read or load in a process of its own; `first` remembers nothing of the file."""
+def measure(way: str, state: str, asked: argparse.Namespace) -> None:
+    """One load in this process beside its reads; prints the least of each one's seconds and its memory."""
+    torch.set_num_threads(1)
+    recipe, files = prepare_files(asked)
+    with tempfile.TemporaryDirectory() as scratch:
+        Model(Device("cpu")).prepare(write_model(Path(scratch)).recipe())  # what the libraries do once
+    if way != "first":
+        family = find_family(recipe.family)
+        for encoder in family.encoders:
+            load_tokenizer(encoder, recipe, Configs(recipe, family))
+    found: dict[str, list[Costs]] = {}
+    for _ in range(1 if way == "first" or state == "cold" else 3):
+        for name in (*BASES[way], *(["cast"] if asked.dtype != asked.stored else []), way):
+            bring_to("cold", files) if state == "cold" else read(files)
+            found.setdefault(name, []).append(take_time(name, recipe, files))
+    print(json.dumps({name: least(costs) for name, costs in found.items()}))
+
+
+def take_time(way: str, recipe: Recipe, files: Sequence[Path]) -> Costs:
+    model = Model(Device("cpu"))
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is taken anew
+    before = peak_gb()
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    held = do(way, recipe, files, model)
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    memory_gb = peak_gb() - before
+    del held
+    model.close()
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "memory_gb": memory_gb}
+
+
+def peak_gb() -> float:
+    """Memory of this process at its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def least(costs: Sequence[Costs]) -> Costs:
+    return {key: min(cost[key] for cost in costs) for key in costs[0]}
+
+
+def run(way: str, state: str, asked: argparse.Namespace) -> dict[str, Costs]:
+    """One load in a process of its own; `first` remembers nothing of the files."""
+    command = [sys.executable, "-m", "tests.benchmarks.loading", "--one", way, "--state", state]
+    for name in ("folder", "model", "stored", "dtype", "layout"):
+        command += [f"--{name}", str(getattr(asked, name))]
     with tempfile.TemporaryDirectory() as nothing_known:
-        cache = nothing_known if way == "first" else str(folder / "cache")
-        return _run("load" if way == "first" else way, folder, temperature, cache)
-
-
-def _run(way: str, folder: Path, temperature: str, cache: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.benchmarks.loading", "--one", way, "--folder", str(folder), "--temperature", temperature]
-    output = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": cache}
-    ).stdout
+        cache = nothing_known if way == "first" else str(asked.folder / "cache")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": cache}
+        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return json.loads(output.splitlines()[-1])
 
 
-def compare(folder: Path, rounds: int, temperatures: Sequence[str]) -> None:
-    run("load", folder, "warm")  # writes the checkpoint the first time, and loads the library's own files
-    for temperature in temperatures:
-        found: dict[str, list[dict[str, Any]]] = {"read": [], "map": [], "first": [], "load": []}
-        for _ in range(rounds):
-            for way, costs in found.items():
-                costs.append(run(way, folder, temperature))
-        for way, costs in found.items():
-            best = {key: min(cost[key] for cost in costs) for key in costs[0]}
-            print(
-                f"{temperature} {way}: {best['wall_s']:6.2f} s, {best['cpu_s']:5.2f} CPU s, "
-                f"{best['memory_gb'] - best['file_gb']:+.2f} GB of memory to the file's size",
-                flush=True,
-            )
-        for way in ("first", "load"):
-            for base in ("read", "map"):
-                wall, cpu = (min(cost[key] for cost in found[way]) / min(cost[key] for cost in found[base]) for key in ("wall_s", "cpu_s"))
-                print(f"{temperature} {way} / {base}: time {wall:.2f}, CPU {cpu:.2f}", flush=True)
+def compare(asked: argparse.Namespace) -> None:
+    _, files = prepare_files(asked)
+    size_gb = sum(path.stat().st_size for path in files) / 1e9
+    run("load", "warm", asked)  # the libraries' own files
+    for state in asked.state:
+        bring_to(state, files)
+        for way in BASES:
+            rounds = [run(way, state, asked) for _ in range(asked.rounds)]
+            best = {name: least([costs[name] for costs in rounds]) for name in rounds[0]}
+            for name, cost in best.items():
+                ratios = [[costs[way][key] / costs[name][key] for costs in rounds] for key in ("wall_s", "cpu_s")]
+                times = "" if name == way else " / ".join(", ".join(f"{ratio:.2f}" for ratio in sorted(each)) for each in ratios)
+                print(
+                    f"{state} {way}: {name:5} {cost['wall_s']:6.2f} s, {cost['cpu_s']:5.2f} s of CPU, {cost['memory_gb']:5.2f} GB of memory"
+                    + (f"; {way} takes by the clock / in CPU {times} times" if times else f" for {size_gb:.2f} GB of files"),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--model", default="sd1")
+    parser.add_argument("--stored", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--layout", choices=["safetensors", "ckpt", "folder"], default="safetensors")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", choices=["read", "map", "load"])
-    parser.add_argument("--temperature", choices=["cold", "warm"])
+    parser.add_argument("--state", choices=["cold", "warm", "large"], nargs="+", default=["cold", "warm", "large"])
+    parser.add_argument("--one", choices=[*BASES])
     asked = parser.parse_args()
-    temperatures = [asked.temperature] if asked.temperature else ["cold", "warm"]
     if asked.one:
-        measure(asked.one, asked.folder, asked.temperature)
+        measure(asked.one, asked.state[0], asked)
     elif asked.folder:
-        compare(asked.folder, asked.rounds, temperatures)
+        compare(asked)
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            compare(Path(scratch), asked.rounds, temperatures)
+            asked.folder = Path(scratch)
+            compare(asked)
