@@ -142,7 +142,7 @@ class PlanFile:
         """Image ids, shards (-1: made before this plan) and recipes as numbers, a row group at a time."""
         for index in range(self.file.num_row_groups):
             table = self.file.read_row_group(index, columns=["image_id", "shard", "recipe"])
-            shards, recipes = (numpy_of(table[name].cast(pa.int64())) for name in ("shard", "recipe"))
+            shards, recipes = (numpy_of(table[name], np.int32).astype(np.int64) for name in ("shard", "recipe"))
             yield ids_of_column(table["image_id"]), shards, recipes
 
     def shard_of(self, image_id: str) -> int | None:
@@ -157,7 +157,7 @@ class PlanFile:
         recipes = np.zeros(self.shards, dtype=np.int64)
         for index in range(self.file.num_row_groups):
             table = self.file.read_row_group(index, columns=["shard", "recipe"])
-            shards, codes = (numpy_of(table[name].cast(pa.int64())) for name in ("shard", "recipe"))
+            shards, codes = (numpy_of(table[name], np.int32).astype(np.int64) for name in ("shard", "recipe"))
             recipes[shards[shards >= 0]] = codes[shards >= 0]
         return recipes
 
