@@ -7,7 +7,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +56,7 @@ class _Postponed(ModuleType):
 
     def __init__(self, name: str, stand_ins: dict[str, Any]) -> None:
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # for who asks whether it is there
         self.__dict__.update(stand_ins)
 
     def __getattr__(self, attribute: str) -> Any:

@@ -83,6 +83,7 @@ def test_what_is_loaded_already_is_neither_hidden_nor_postponed(package: str) ->
 
 def test_a_postponed_package_is_not_run_and_its_modules_are(package: str) -> None:
     with postponed(package):
+        assert find_spec(package) is not None
         importer = import_module(package)
         assert import_module(f"{package}.part").small == 1
     assert runs() == 0
