@@ -14,6 +14,7 @@ import torch
 
 from sdbatch.adapters.piece import read_component
 from sdbatch.adapters.read import Tensors
+from sdbatch.errors import WeightFileError
 from sdbatch.naming import find_naming, names_of
 
 _CLIP_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
@@ -64,12 +65,23 @@ RENAMERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {
 """Class of a component -> what brings its tensors to their names there."""
 
 
+_SCALES = (".scale_weight", ".weight_scale")
+"""How ComfyUI calls the scale of a weight: until late in 2025, and since."""
+_BESIDE = (*_SCALES, ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+
+
 def unscale(state: Tensors) -> Tensors:
-    """Tensors stored in 8 bits with a scale beside them, brought to bfloat16; all others as they are."""
-    scales = {key: key.removesuffix("scale_weight") + "weight" for key in state if key.endswith(".scale_weight")}
+    """Tensors stored in 8 bits with a scale beside them, brought to bfloat16; all others as they are.
+
+    Raises:
+        WeightFileError: the scale is of another form than one number for a matrix of float8.
+    """
+    scales = {key: f"{key.rpartition('.')[0]}.weight" for key in state if key.endswith(_SCALES)}
     if not scales:
         return state
-    plain = {key: tensor for key, tensor in state.items() if not key.endswith(("scale_weight", "scale_input", "scaled_fp8"))}
+    plain = {key: tensor for key, tensor in state.items() if not key.endswith(_BESIDE)}
     for scale, weight in scales.items():
+        if weight not in plain or not plain[weight].is_floating_point() or state[scale].numel() != 1:
+            raise WeightFileError(f"{weight} is stored in another form than float8 with one scale. Choose the fp8, fp16 or bf16 version.")
         plain[weight] = plain[weight].to(torch.bfloat16) * state[scale].to(torch.bfloat16)
     return plain

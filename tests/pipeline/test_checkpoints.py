@@ -18,6 +18,7 @@ from sdbatch.errors import ConfigError, WeightFileError
 from sdbatch.families import FAMILIES, SAMPLERS
 from sdbatch.families.options import scheduler_options
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
+from sdbatch.pipeline.original import unscale
 from tests.pipeline.models import (
     TinyModel,
     build_pipeline,
@@ -100,14 +101,21 @@ def test_stored_in_fewer_bits(name: str, dtype: torch.dtype, zoo: Zoo, tmp_path:
     assert 0 < np.abs(few.astype(int) - draw(cell_of(model)).astype(int)).mean() < limit
 
 
-def test_8_bits_with_scales(zoo: Zoo, tmp_path: Path) -> None:
+COMFY_QUANT = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "beside", [{"scale_weight": None}, {"weight_scale": None, "comfy_quant": COMFY_QUANT, "input_scale": torch.ones(())}]
+)
+def test_8_bits_with_scales(beside: dict[str, Tensor | None], zoo: Zoo, tmp_path: Path) -> None:
     model = zoo("flux_dev")
     tensors: dict[str, Tensor] = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     for key, tensor in ZOO["flux_dev"][2](model.pipeline).items():
         if "_blocks." in key and tensor.dim() == 2:
             scale = tensor.abs().max() / 448
             tensors[key] = (tensor / scale).to(torch.float8_e4m3fn)
-            tensors[key.removesuffix("weight") + "scale_weight"] = scale
+            layer = key.removesuffix("weight")
+            tensors |= {layer + name: scale if value is None else value.clone() for name, value in beside.items()}
         else:
             tensors[key] = tensor
     engine = DiffusersEngine("cpu", 1)
@@ -115,6 +123,14 @@ def test_8_bits_with_scales(zoo: Zoo, tmp_path: Path) -> None:
     ours, theirs = engine.model.denoiser.state_dict(), model.pipeline.transformer.state_dict()
     for key, tensor in ours.items():
         assert float((tensor - theirs[key]).abs().max()) <= 0.08 * float(theirs[key].abs().max()), key
+
+
+def test_8_bits_of_another_form_are_refused() -> None:
+    rows = {"x.weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn), "x.weight_scale": torch.ones(4, 1)}
+    whole = {"x.weight": torch.zeros(4, 4, dtype=torch.int8), "x.weight_scale": torch.ones(())}
+    for state in (rows, whole, {"x.weight_scale": torch.ones(())}):
+        with pytest.raises(WeightFileError, match=r"x\.weight is stored in another form than float8 with one scale"):
+            unscale(state)
 
 
 def test_averaged_weights(model: TinyModel, tmp_path: Path) -> None:
