@@ -140,14 +140,14 @@ def read_space(composer: Composer, request: Request, base: Composition) -> tuple
     matrix = cast(dict[str, Any], base.plain["matrix"])
     axes = _without(_sweeper_axes(composer, base), request.keys) + list(request.axes)
     intervals = list(request.intervals)
-    for key, values in cast(dict[str, Any], matrix["product"]).items():
+    for key, values in _flat(matrix["product"]).items():
         axis = _matrix_axis(composer, f"matrix.product.{key}", key, values)
         if isinstance(axis, Axis):
             axes += _without([axis], _replaced(request, "product"))
         elif key not in _replaced(request, "product"):
             intervals.append(axis)
     if matrix["zip"]:
-        axes += _without([_zip_axis(composer, cast(dict[str, Any], matrix["zip"]))], _replaced(request, "zip"))
+        axes += _without([_zip_axis(composer, _flat(matrix["zip"]))], _replaced(request, "zip"))
     if matrix["list"]:
         points = Axis.points([_group_strings(composer, item) for item in cast(list[dict[str, Any]], matrix["list"])])
         axes += _without([points], _replaced(request, "list"))
@@ -159,6 +159,14 @@ def read_space(composer: Composer, request: Request, base: Composition) -> tuple
     _refuse_double(axes, intervals)
     draws = Draws(int(matrix["draws"]), int(matrix["draw_seed"])) if matrix["draws"] is not None else None
     return Space(tuple(axes), tuple(intervals), draws), cast(list[dict[str, Any]], matrix["exclude"])
+
+
+def _flat(node: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Key paths to their values. `matrix.product.task.image=[...]` on a command line comes as dictionaries in each other."""
+    found: dict[str, Any] = {}
+    for key, values in sorted(node.items(), key=lambda item: isinstance(item[1], dict)):
+        found |= _flat(cast(dict[str, Any], values), f"{path}{key}.") if isinstance(values, dict) and values else {f"{path}{key}": values}
+    return found
 
 
 def _sweeper_axes(composer: Composer, base: Composition) -> list[Axis]:

@@ -113,10 +113,11 @@ def _pixels(plan: Plan) -> tuple[float, float]:
         scale = np.where(np.isnan(scale), own_scale[cells.recipe], scale)
         pixels, steps = _numbers(plan, "width", cells) * _numbers(plan, "height", cells), _numbers(plan, "steps", cells)
         large = _second_pass(plan, pixels, cells)
-        own_steps = np.nan_to_num(_numbers(plan, "task.steps", cells))
-        second = np.nan_to_num(large) * np.where(own_steps > 0, own_steps, steps) * np.nan_to_num(_numbers(plan, "task.strength", cells))
+        own_steps, strength = np.nan_to_num(_numbers(plan, "task.steps", cells)), _numbers(plan, "task.strength", cells)
+        second = np.nan_to_num(large) * np.where(own_steps > 0, own_steps, steps) * np.nan_to_num(strength)
+        first = np.where(np.isnan(large), np.nan_to_num(strength, nan=1), 1)  # of a picture that is given, the strength's share
         finished += float((np.where(np.isnan(large), pixels, large) * scale**2).sum())
-        work += float((pixels * steps + second)[cells.shard >= 0].sum())
+        work += float((pixels * steps * first + second)[cells.shard >= 0].sum())
     return finished, work
 
 

@@ -42,15 +42,16 @@ def find_pace(out: Path, checkpoints: Collection[str]) -> Pace | None:
             rows = [row for row in read_part(part, COLUMNS).to_pylist() if row["status"] == OK and row["checkpoint_sha256"] in checkpoints]
         except (OSError, pa.ArrowException):
             continue  # damaged, as `sdbatch verify` tells
-        if rows:
-            paces = [sum(row[f"{what}_s"] for what in SPENT) / _work(row) for row in rows]
+        if paces := [sum(row[f"{what}_s"] for what in SPENT) / work for row in rows if (work := work_of(row))]:
             return Pace(median(paces), rows[0]["device"], sweep)
     return None
 
 
-def _work(row: Mapping[str, Any]) -> float:
-    """Steps times pixels, those of a hires fix's second pass included."""
-    return row["steps"] * row["width"] * row["height"] + math.prod(row[key] or 0 for key in SECOND_PASS)
+def work_of(row: Mapping[str, Any]) -> float:
+    """Steps times pixels: those of a hires fix's second pass included, of a picture that is given those that its strength runs."""
+    second = math.prod(row[key] or 0 for key in SECOND_PASS)
+    share = 1 if row["task_strength"] is None or row["task_width"] is not None else row["task_strength"]
+    return row["steps"] * share * row["width"] * row["height"] + second
 
 
 def _newest(out: Path) -> Iterator[tuple[Path, Path]]:

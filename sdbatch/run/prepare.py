@@ -16,6 +16,7 @@ from sdbatch.config.launcher import read_launcher
 from sdbatch.config.schema import identity_defaults
 from sdbatch.config.sweep import Request, read_request, read_space
 from sdbatch.errors import ConfigError
+from sdbatch.plan.beside import look_beside
 from sdbatch.plan.draft import Sweep, expand
 from sdbatch.plan.files import FileBook
 from sdbatch.plan.identity import canonical, leaves
@@ -45,6 +46,7 @@ def prepare(arguments: Arguments) -> Job:
     base = composer.compose(request.fixed, request.literals)
     space, exclude = read_space(composer, request, base)
     draft = expand(Sweep(space, exclude, request.values, _Composing(composer, request, base), composer.is_group))
+    draft = look_beside(draft, composer.job_folder, request.keys)
     axes = {key: len(column.values) for key, column in {**draft.labels, **draft.columns}.items()}
     name = _name(arguments, base)
     plan = resolve(draft, name, identity_defaults(), FileBook(composer.catalog))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch.plan.pace import find_pace
-from sdbatch.results.commit import commit_block
+from sdbatch.plan.estimate import estimate
+from sdbatch.plan.pace import find_pace, work_of
+from sdbatch.results.commit import commit_block, read_part
 from sdbatch.results.folder import SweepFolder
 from sdbatch.results.writer import record
 from tests.conftest import BASE, Sdbatch
+from tests.planning import plan_of
 from tests.results.samples import ORIGIN, make_picture
 
 
@@ -47,3 +49,17 @@ def test_a_plan_tells_memory_and_time(sdbatch: Sdbatch) -> None:
     first = sdbatch("plan", *BASE, "seed=1,2", "-m").stdout
     assert "  memory   1 MB of weights at a time" in first
     assert "  time     not known before images of these checkpoints were made here" in first
+
+
+def test_of_a_picture_that_is_given_only_the_strengths_share_is_counted(workspace: Path) -> None:
+    def work(*given: str) -> float:
+        return estimate(plan_of("steps=20", *given)).work_step_px
+
+    picture = ["task=img2img", "task.image=control.png"]
+    assert work(*picture, "task.strength=0.25") == work() / 4
+    assert work(*picture, "task.strength=0,0.5,1") == work() * 1.5
+    assert work("task=hires", "task.scale=2", "task.strength=0.5", "task.steps=10", "task.upscaler=lanczos") == work() * 2
+    commit(workspace / "half", [0], age_s=5)
+    row = read_part(next((workspace / "half/rows").iterdir())).to_pylist()[0]
+    assert work_of(row | {"task_strength": 0.5}) == work_of(row) / 2
+    assert work_of(row | {"task_strength": 0.5, "task_width": 256, "task_height": 256, "task_steps": 4}) == work_of(row) + 2 * 256 * 256

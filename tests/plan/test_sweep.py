@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sdbatch.errors import ConfigError, PlanError
 from sdbatch.plan.outline import axis_lines, axis_summary
@@ -271,3 +272,25 @@ def test_plans_show_the_values_of_their_axes_and_which_keys_go_together() -> Non
         "with     lora.red.weight: 2 (0.5, 1)",
     ]
     assert axis_summary(plan) == "seed (9) x prompt, lora.red.weight (2: a fox, sitting | b)"
+
+
+def test_pictures_of_a_job_are_looked_for_beside_it(workspace: Path) -> None:
+    (workspace / "elsewhere").mkdir()
+    for place, colour in (("elsewhere", "red"), (".", "blue")):
+        for name in ("one.png", "two.png"):
+            Image.new("RGB", (8, 8), colour).save(workspace / place / name)
+    Image.new("RGB", (8, 8), "green").save(workspace / "here.png")
+    job = "defaults: [config, {override task: img2img}, _self_]\ntask: {image: one.png}\n"
+    (workspace / "elsewhere/fixed.yaml").write_text(job)
+    (workspace / "elsewhere/swept.yaml").write_text(f"{job}matrix: {{product: {{task.image: [one.png, two.png, here.png]}}}}\n")
+
+    def pictures(*given: str) -> list[str]:
+        plan = plan_of("-cd", "elsewhere", "-cn", *given)
+        sources = [plan.cell(index).source for index in range(len(plan))]
+        return [str(Path(source.image).relative_to(workspace)) for source in sources if source is not None]
+
+    assert pictures("fixed") == ["elsewhere/one.png"]
+    assert pictures("fixed", "task.image=one.png") == ["one.png"]
+    assert pictures("fixed", "task.image=one.png,two.png") == ["one.png"], "they are alike"
+    assert pictures("swept") == ["elsewhere/one.png", "here.png"]
+    assert pictures("swept", "matrix.product.task.image=[two.png]") == ["two.png"]
