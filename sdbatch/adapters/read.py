@@ -26,6 +26,9 @@ from sdbatch.weights.reader import read_header
 
 Tensors = dict[str, torch.Tensor]
 
+SCALES = (".scale_weight", ".weight_scale")
+"""How ComfyUI calls the scale of a weight in float8: until late in 2025, and since."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:

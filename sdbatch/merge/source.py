@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sdbatch.adapters.piece import split
-from sdbatch.adapters.read import Tensors, map_tensors
+from sdbatch.adapters.read import SCALES, Tensors, map_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
 from sdbatch.naming import Piece
@@ -68,6 +68,11 @@ def open_source(file: WeightFile) -> Source:
         raw.update({prefix + name: tensor for name, tensor in tensors.items()})
         if _is_mapped(tensors, part):
             mapped.update(prefix + name for name in tensors)
+    if (scale := next((name for name in raw if name.endswith(SCALES)), None)) is not None:
+        raise WeightFileError(
+            f"{file.name}: its weights are float8 with scales beside them ({scale}), which are neither merged nor converted. "
+            "Choose its fp16 or bf16 version."
+        )
     pieces = to_pieces(raw.keys(), "model_index" in header.values)
     tensors = {name: tensor for own, piece in pieces.items() for name, tensor in split(piece, raw[own]).items()}
     if not tensors:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sdbatch.adapters.piece import read_component
-from sdbatch.adapters.read import Tensors
+from sdbatch.adapters.read import SCALES, Tensors
 from sdbatch.errors import WeightFileError
 from sdbatch.naming import find_naming, names_of
 
@@ -65,9 +65,7 @@ RENAMERS: dict[str, Callable[[Tensors, Mapping[str, Any]], Tensors]] = {
 """Class of a component -> what brings its tensors to their names there."""
 
 
-_SCALES = (".scale_weight", ".weight_scale")
-"""How ComfyUI calls the scale of a weight: until late in 2025, and since."""
-_BESIDE = (*_SCALES, ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+_BESIDE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
 
 
 def unscale(state: Tensors) -> Tensors:
@@ -76,7 +74,7 @@ def unscale(state: Tensors) -> Tensors:
     Raises:
         WeightFileError: the scale is of another form than one number for a matrix of float8.
     """
-    scales = {key: f"{key.rpartition('.')[0]}.weight" for key in state if key.endswith(_SCALES)}
+    scales = {key: f"{key.rpartition('.')[0]}.weight" for key in state if key.endswith(SCALES)}
     if not scales:
         return state
     plain = {key: tensor for key, tensor in state.items() if not key.endswith(_BESIDE)}

@@ -260,3 +260,12 @@ def test_equals_sd_mecha(method: str, ratio: float, blocks: str, originals: list
     assert len(wanted) > 1000
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, atol=2e-6, rtol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
+def test_scales_beside_weights_are_refused(scale: str, tmp_path: Path) -> None:
+    """Such weights alone are not the model's."""
+    layer = "double_blocks.0.img_attn.qkv"
+    save({f"{layer}.weight": torch.zeros(3, 1), f"{layer}.{scale}": torch.ones(())}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightFileError, match=rf"float8 with scales beside them \({layer}\.{scale}\), which are neither"):
+        open_source(weight_file(tmp_path / "x.safetensors"))
