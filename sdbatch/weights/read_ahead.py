@@ -20,6 +20,8 @@ _PIECE_BYTES = 2**20
 _PIECES_AHEAD = 32
 """On their way at once: enough for a distant disk, little for the memory."""
 _PROBE_BYTES = 16 * 2**20
+_ONE_AT_A_TIME = threading.Lock()
+"""So that the parts of a model do not contend for the disk."""
 
 
 def read_ahead(path: Path, spans: Iterable[tuple[int, int]]) -> None:
@@ -44,7 +46,7 @@ def _join(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _read(path: Path, spans: list[tuple[int, int]]) -> None:
-    with suppress(OSError), path.open("rb", buffering=0) as file:  # who needs the file will say what is wrong with it
+    with _ONE_AT_A_TIME, suppress(OSError), path.open("rb", buffering=0) as file:  # who needs the file will say what is wrong with it
         descriptor, on_their_way = file.fileno(), deque[int]()
         for begin, length in _iter_absent(descriptor, spans):
             os.posix_fadvise(descriptor, begin, length, os.POSIX_FADV_WILLNEED)
