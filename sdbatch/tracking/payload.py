@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sdbatch.tracking.tally import SERIES, Group, Tally, plain
+from sdbatch.tracking.tally import OF_THE_MACHINE, SERIES, WITHIN_GROUP, Group, Tally, plain
 from sdbatch.tracking.target import redact
 
 MOST_KEY = 250
@@ -111,7 +111,9 @@ def sweep_payload(tally: Tally, about: Mapping[str, Any], out: str) -> Payload:
 def group_payload(group: Group, about: Mapping[str, Any], out: str, parent: str) -> Payload:
     """What is said of one group."""
     payload = Payload(name=group.title[:MOST_KEY])
-    payload.add_params(group.values)
+    # With what it shares with the other groups: its row in a table of runs, and of several sweeps, is whole by itself.
+    shared = {key: value for key, value in group.constants.items() if key not in WITHIN_GROUP | OF_THE_MACHINE}
+    payload.add_params(shared | dict(group.values))
     payload.add_tags(
         {
             "mlflow.parentRunId": parent,

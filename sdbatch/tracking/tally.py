@@ -48,7 +48,10 @@ PARAMETERS = (
     "dtype",
     "batch_size",
 )
-"""Columns that become parameters of the sweep's run where all rows agree."""
+"""Columns that become parameters of a run where all its rows agree."""
+
+OF_THE_MACHINE = frozenset({"device", "dtype", "batch_size"})
+"""Those that are not asked for: the rows of a group may come to differ in them."""
 
 SAMPLE = ("image", "image_bytes", "image_offset", "image_sha256")
 """Columns that say where an image is."""
@@ -100,6 +103,10 @@ class Group:
     points: list[Point] = field(default_factory=list[Point])
     samples: list[Sample] = field(default_factory=list[Sample])
     """The first images, in the order in which they were made."""
+    constants: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Parameters on which its rows agree."""
+    lora_rows: dict[str, int] = field(default_factory=dict[str, int])
+    """In how many rows a parameter of a LoRA occurs: one that some images lack is not shared."""
     seconds: float = 0.0
     """Spent on making its images."""
     first_ms: int = 0
@@ -124,12 +131,10 @@ class Tally:
     groups: dict[str, Group] = field(default_factory=dict[str, Group])
     """By group id, in the order of their first image; only the whole sweep when there are too many."""
     constants: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Parameters on which all rows agree."""
+    """Parameters on which all rows agree, and that are no axes."""
     axes: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     """The values of each axis, as JSON, in the order of their first image."""
     versions: dict[str, str] = field(default_factory=dict[str, str])
-    lora_rows: dict[str, int] = field(default_factory=dict[str, int])
-    """In how many rows a parameter of a LoRA occurs: one that some images lack is not shared."""
     worker_s: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
     """Images and seconds by worker."""
 
@@ -158,7 +163,10 @@ def count_rows(table: pa.Table, most_groups: int, samples: int) -> Tally:
                 grouped = len(tally.groups) <= most_groups
     if not grouped or len(tally.groups) == 1:
         tally.groups = {}
-    tally.constants = {key: value for key, value in tally.constants.items() if _is_shared(tally, key, value)}
+    for group in (tally.total, *tally.groups.values()):
+        group.constants = {key: value for key, value in group.constants.items() if _is_shared(group, key, value)}
+    varying = {key for key, values in tally.axes.items() if len(values) > 1}
+    tally.constants = {key: value for key, value in tally.total.constants.items() if key not in varying}
     return tally
 
 
@@ -187,6 +195,7 @@ def _items(value: Iterable[Any]) -> list[Any]:
 def _add(group: Group, row: Mapping[str, Any], samples: int) -> None:
     made_at = row["made_at"] or datetime.fromtimestamp(0, UTC)
     time_ms = int(made_at.timestamp() * 1000)
+    _learn(group, row)
     group.first_ms = group.first_ms or time_ms
     group.last_ms = time_ms
     if row["status"] != OK:
@@ -200,28 +209,31 @@ def _add(group: Group, row: Mapping[str, Any], samples: int) -> None:
         group.samples.append(Sample.of(row))
 
 
-def _is_shared(tally: Tally, key: str, value: object) -> bool:
-    return value is not VARIES and value is not None and tally.lora_rows.get(key, tally.images) == tally.images
+def _is_shared(group: Group, key: str, value: object) -> bool:
+    rows = group.done + group.failed
+    return value is not VARIES and value is not None and group.lora_rows.get(key, rows) == rows
 
 
-def _note(tally: Tally, row: Mapping[str, Any]) -> None:
-    """Keep what all rows share, and the values of the axes."""
+def _learn(group: Group, row: Mapping[str, Any]) -> None:
+    """Keep what the rows share."""
     seen = {name: row[name] for name in PARAMETERS}
     for lora in row["loras"] or ():
         for part in ("weight", "text_encoder_weight"):
             key = f"lora.{lora['name']}.{part}"
             seen[key] = lora[part]
-            tally.lora_rows[key] = tally.lora_rows.get(key, 0) + 1
+            group.lora_rows[key] = group.lora_rows.get(key, 0) + 1
     if row["status"] != OK:
         # A cell that never reached a device has none: that is not a difference.
         seen = {key: value for key, value in seen.items() if value is not None}
     for key, value in seen.items():
-        if tally.constants.setdefault(key, value) != value:
-            tally.constants[key] = VARIES
+        if group.constants.setdefault(key, value) != value:
+            group.constants[key] = VARIES
+
+
+def _note(tally: Tally, row: Mapping[str, Any]) -> None:
+    """Keep the values of the axes, the versions, and what each worker took."""
     for key, value in axes_of(row).items():
         tally.axes.setdefault(key, {})[plain(value)] = None
-        if len(tally.axes[key]) > 1:
-            tally.constants[key] = VARIES
     tally.versions.update(versions_of(row))
     if row["status"] == OK:
         count, seconds = tally.worker_s.get(row["worker"] or "", (0, 0.0))

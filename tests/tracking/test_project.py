@@ -62,6 +62,8 @@ def test_a_sweep_becomes_a_run_with_a_child_per_strength(make_sweep: SweepMaker,
     assert parents == [(3,)]
     assert query(target, f"select value from params where key = 'steps' and run_uuid = '{report.run_id}'") == [("8",)]
     assert query(target, "select count(*) from params where key = 'lora.style_a.weight'") == [(3,)]
+    assert query(target, "select count(*) from params where key = 'steps'") == [(4,)], "a child run tells all of its parameters"
+    assert query(target, "select count(*) from params where key in ('device', 'batch_size')") == [(2,)], "what may change is the sweep's"
     assert query(target, "select count(*) from metrics where key = 'denoise_s'") == [(18,)]
     assert len([name for name in artifacts(target) if name.startswith("samples/")]) == 3 * 4
     assert {"rows.parquet", "config.yaml", "sweep.json"} <= set(artifacts(target))

@@ -47,6 +47,8 @@ def test_latest_and_by_name(make_sweep: SweepMaker, target: Target) -> None:
 def test_a_filter_on_parameters_gives_the_rows_of_those_groups(make_sweep: SweepMaker, target: Target) -> None:
     project(make_sweep("one"), target)
     project(make_sweep("two", weights=(0.5, 2.0)), target)
+    with read_runs(target, "params.steps = '8'") as source:
+        assert source.table.num_rows == 12 + 8, "runs and their child runs are found, and the rows of each sweep taken once"
     with read_runs(target, "params.`lora.style_a.weight` = '0.5'") as source:
         weights = {row["loras"][0]["weight"] for row in source.table.select(["loras"]).to_pylist()}
         assert weights == {0.5}
