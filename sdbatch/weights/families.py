@@ -139,6 +139,6 @@ ADAPTER_RULES: tuple[Rule, ...] = (
     ),
     Rule("z_image", any=("layers.0.attention.to_q.", "layers_0_attention_to_q.")),
     Rule("lumina2", any=("layers.0.attention.qkv.", "layers_0_attention_qkv.", "layers.0.attn.to_q.")),
-    Rule("sdxl", any=("lora_te2_", "text_encoder_2."), none=("lora_te3_",)),
+    Rule("sdxl", any=("lora_te2_", "text_encoder_2."), none=("lora_te3_", "te2_encoder_block_", "text_encoder_2.encoder.block.")),
 )
 """Families of adapters whose modules do not tell the width of the text."""

@@ -87,6 +87,7 @@ _NOT_RUN: dict[tuple[str, str], str] = {
     ("checkpoint", "unclip"): "which needs a picture as input; choose another checkpoint",
     ("checkpoint", "distilled"): "an SDXL with fewer layers (SSD-1B, Vega, KOALA); use its diffusers folder",
     ("checkpoint", "quantised"): "whose weights are packed into 4 bits (NF4, SVDQuant, NVFP4); choose its fp8, fp16 or bf16 version",
+    ("lora", "cloneofsimo"): "in cloneofsimo's format of 2022, which numbers its layers; convert it to diffusers' or kohya's",
     ("lora", "kohya's oft"): "of kohya's OFT of 2023, which is not applied; choose a LoRA, LoHa, LoKr or LyCORIS' OFT",
     ("lora", "peft's oft"): "of peft's OFT or BOFT, which is not applied; choose a LoRA, LoHa, LoKr or LyCORIS' OFT",
     ("lora", "vera"): "of VeRA, which is not applied; choose a LoRA",

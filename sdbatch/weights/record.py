@@ -9,7 +9,7 @@ from typing import Any
 from sdbatch.weights.identity import Identity
 from sdbatch.weights.lora_facts import BlockFacts, LoraFacts
 
-RECORD_VERSION = 7
+RECORD_VERSION = 8
 """Changes when the meaning of a field does, or a file is called something else: then nothing that an index kept before is used."""
 
 _FIELDS = tuple(field.name for field in fields(Identity) if field.name not in {"path", "lora"})

@@ -11,10 +11,11 @@ from sdbatch.weights.key import Rule
 
 LORA_SUFFIXES = (
     ".lora_down.weight$",  # kohya, LyCORIS
-    ".lora_A.weight$",  # peft, diffusers
-    ".lora_A.default",  # a model's own state, with the adapter's name
+    ".lora_A.",  # peft, diffusers; in a model's own state the adapter's name stands behind
     ".lora.down.weight$",  # OneTrainer, old diffusers
     "_lora.down.weight$",  # diffusers' attention processors
+    "_lora1.down.weight$",  # XLabs'
+    "_lora2.down.weight$",
     ".lora_linear_layer.down.weight$",
 )
 
@@ -41,7 +42,7 @@ KIND_RULES: tuple[Rule, ...] = (
     Rule("t2i_adapter", any=("^adapter.body.0.", "^body.0.block1.weight$", "^body.0.in_conv.weight$", "^body.0.resnets.0.block1.weight$")),
     Rule("lora", any=LORA_SUFFIXES),
     Rule("lora", any=(".hada_w1_a$", ".lokr_w1$", ".lokr_w1_a$", ".oft_blocks$", ".oft_diag$", ".on_input$", ".dora_scale$")),
-    Rule("lora", any=(".oft_R.", ".boft_R.", ".vera_lambda_b", ".lambda_layer$")),
+    Rule("lora", any=("^unet:0:up$", "^text_encoder:0:up$", ".oft_R.", ".boft_R.", ".vera_lambda_b", ".lambda_layer$")),
     Rule("lora", all=(".a1.weight$", ".b1.weight$")),
     Rule("lora", any=(".diff$", ".diff_b$")),
     Rule("embedding", any=("^emb_params$", "^string_to_param.", "^clip_l$", "^clip_g$", "^bundle_emb.")),

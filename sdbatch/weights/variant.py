@@ -49,6 +49,7 @@ _EMBEDDING_RULES: tuple[Rule, ...] = (Rule("output", any=("^clip_l_out$", "^clip
 """OneTrainer's embeddings that are added behind the text encoder."""
 
 _LORA_RULES: tuple[Rule, ...] = (
+    Rule("cloneofsimo", any=("^unet:0:up$", "^text_encoder:0:up$")),
     Rule("kohya's oft", any=(".oft_diag$",)),
     Rule("peft's oft", any=(".oft_R.", ".boft_R.")),
 )

@@ -19,6 +19,7 @@ from sdbatch.adapters.lora import load_lora
 from sdbatch.adapters.stack import AdapterStack
 from sdbatch.cell import Strength, WeightFile
 from sdbatch.families.lora_blocks import block_names
+from sdbatch.weights.identify import identify
 from tests.adapters.form_parts import FORMS, TUCKER_FORMS
 from tests.adapters.table_files import (
     FLUX_DIALECTS,
@@ -97,6 +98,7 @@ def test_lora(family: str, kind: str, build: Build, zoo: dict[str, Any], tmp_pat
     parts = components(zoo[family])
     file = build(zoo[family])
     lora = load_lora(save(file.tensors, tmp_path / "style.safetensors"), parts, family, strict=True)
+    assert identify(tmp_path / "style.safetensors").kind == "lora", "else the plan refuses it"
     assert lora.applied_keys == lora.total_keys == len(file.tensors)
     assert {name: set(deltas) for name, deltas in lora.deltas.items()} == {name: set(merges) for name, merges in file.merges.items()}
     before, expected = outputs(parts), outputs(merged(parts, file))

@@ -99,12 +99,19 @@ def test_original_names(family: str, tmp_path: Path) -> None:
     assert identify(write_safetensors(tmp_path / "x.safetensors", ORIGINAL[family])).family == family
 
 
+XLABS = "double_blocks.0.processor.qkv_lora1"
 LORAS: tuple[tuple[str, d.Tensors, str | None], ...] = (
     (
         "musubi's HunyuanVideo",
         d.kohya([(f"lora_unet_double_blocks_{block}_img_attn_qkv", 9, 3072) for block in range(20)]),
         "hunyuan_video",
     ),
+    (
+        "XLabs, double blocks alone",
+        {"double_blocks.0.processor.qkv_lora1.down.weight": (16, 3072), "double_blocks.0.processor.qkv_lora1.up.weight": (9216, 16)},
+        "flux",
+    ),
+    ("OneTrainer's CLIP and T5 of FLUX", d.kohya([("lora_te1_a_q_proj", 768, 768), ("lora_te2_encoder_block_0_layer_0_q", 9, 4096)]), None),
     ("musubi's Wan", d.kohya([("lora_unet_blocks_0_cross_attn_k", 9, 5120)]), "wan"),
     ("ai-toolkit's Wan", d.peft([("diffusion_model.blocks.0.self_attn.q", 9, 5120)]), "wan"),
     ("ai-toolkit's Z-Image", d.peft([("diffusion_model.layers.0.attention.to_q", 9, 3840)]), "z_image"),
@@ -149,6 +156,7 @@ REFUSED: tuple[tuple[str, str, d.Tensors, str], ...] = (
     ("Wan's VAE", "vae", {"decoder.middle.0.residual.0.gamma": (5, 1, 1, 1), "encoder.conv1.weight": (5, 3, 3, 3, 3)}, "of videos"),
     ("Redux", "lora", {"redux_up.weight": (12288, 1152), "redux_down.weight": (4096, 12288)}, "a style model (Redux), not a LoRA"),
     ("peft's OFT", "lora", {"base_model.model.down_blocks.0.x.oft_R.weight": (4, 6)}, "of peft's OFT or BOFT"),
+    ("cloneofsimo's", "lora", {"unet:0:up": (320, 4), "unet:0:down": (4, 320)}, "in cloneofsimo's format of 2022"),
     ("VeRA", "lora", {"base_model.model.down_blocks.0.x.vera_lambda_b": (4,)}, "of VeRA, which is not applied"),
     ("T-LoRA", "lora", {"lycoris_x.lambda_layer": (1, 4), "lycoris_x.q_layer.weight": (4, 5)}, "of T-LoRA, whose rank changes"),
     ("kohya's OFT", "lora", {"lora_unet_x.oft_diag": (4, 4)}, "of kohya's OFT of 2023"),
