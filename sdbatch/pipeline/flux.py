@@ -8,10 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch import Tensor, nn
 
 from sdbatch.pipeline.denoise import Conditions
+from sdbatch.pipeline.libraries import remember_signature
 from sdbatch.pipeline.samplers import Schedule
+
+remember_signature(FluxAttnProcessor.__call__)
 
 _TRAIN_STEPS = 1000
 """The transformer counts time from 0 to 1, samplers from 0 to this."""

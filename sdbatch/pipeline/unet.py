@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from sdbatch.adapters.controlnet import add_controls
 from sdbatch.pipeline.denoise import Conditions, Prompts
+from sdbatch.pipeline.libraries import remember_signature
 from sdbatch.pipeline.samplers import Schedule
+
+remember_signature(AttnProcessor2_0.__call__)
 
 _AESTHETIC_SCORE, _AESTHETIC_SCORE_NEGATIVE = 6.0, 2.5
 """What the SDXL refiner is told of a picture's beauty; diffusers' defaults."""

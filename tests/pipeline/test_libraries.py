@@ -26,7 +26,7 @@ cells = [prepare(read_arguments(["lora=[style_a]", "steps=1", "width=64", "heigh
 engine = build_engine("diffusers", "cpu", 1)
 engine.prepare(cells[0].recipe)
 assert engine.start(cells, lambda done, total: None).finish()[0].fault is None
-print([name for name in ("transformers.models", "scipy.stats", "peft", "accelerate") if name in sys.modules])
+print([name for name in ("torch._dynamo", "transformers.models", "scipy.stats", "peft", "accelerate") if name in sys.modules])
 
 import torch._dynamo
 from tests.pipeline.test_libraries import scheduled
