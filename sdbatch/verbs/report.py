@@ -48,12 +48,12 @@ def finish(outcome: Outcome, tracking_uri: str | None) -> int:
         # Who stops a run wants it to end now; the resume draws and records.
         sys.stdout.write("\n".join([*_made(outcome), *_how_to_go_on(outcome)]) + "\n")
         return outcome.exit_code
-    wait_tracking = _track(outcome, tracking_uri)
     lines = _made(outcome)
     if outcome.done:
         lines += _guarded("grid", outcome, _grid)
     lines += [f"  table    {outcome.folder.rows}/  (pandas.read_parquet, DuckDB, datasets)"]
-    lines += wait_tracking()
+    # After the grid, which is one of the files that the run gets.
+    lines += _track(outcome, tracking_uri)
     lines += _how_to_go_on(outcome)
     sys.stdout.write("\n".join(lines) + "\n")
     return outcome.exit_code
@@ -98,21 +98,15 @@ def _grid(outcome: Outcome) -> list[str]:
     return [f"  grid     {picture}  (grid.html beside it, in a browser)"]
 
 
-def _track(outcome: Outcome, uri: str | None) -> Callable[[], list[str]]:
-    """Start the projection now, so that it runs beside the rest; the returned function waits for it."""
+def _track(outcome: Outcome, uri: str | None) -> list[str]:
+    """Project what is not sent yet."""
     if outcome.settings.tracking == "none" or not (outcome.done or outcome.tally.failed):
-        return list
+        return []
     if not outcome.tally.total and (outcome.folder.path / CURSOR).is_file():
-        viewer = Target(uri or default_uri(outcome.folder.path)).viewer
-        return lambda: [f"  mlflow   sent before: {viewer}"]
-    process = start_tracking(outcome.folder, outcome.settings, uri)
-
-    def wait() -> list[str]:
-        output, _ = process.communicate()
-        text = output.decode(errors="replace").strip().splitlines()
-        return [f"  mlflow   {line}" for line in text[-2:]] or [f"  mlflow   not sent; `sdbatch track {outcome.folder.path}` will send it"]
-
-    return wait
+        return [f"  mlflow   sent before: {Target(uri or default_uri(outcome.folder.path)).viewer}"]
+    output, _ = start_tracking(outcome.folder, outcome.settings, uri).communicate()
+    text = output.decode(errors="replace").strip().splitlines()
+    return [f"  mlflow   {line}" for line in text[-2:]] or [f"  mlflow   not sent; `sdbatch track {outcome.folder.path}` will send it"]
 
 
 def _how_to_go_on(outcome: Outcome) -> list[str]:
