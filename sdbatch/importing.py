@@ -45,9 +45,9 @@ def postponed(name: str, **stand_ins: Any) -> Generator[None]:
 
     Args:
         name: Of the module.
-        stand_ins: What libraries get of it that ask within this block, such as decorators that do nothing.
+        stand_ins: What it answers without being loaded, within this block: decorators that do nothing, for one.
     """
-    with _in_place({} if name in sys.modules else {name: _Postponed(name, stand_ins)}):
+    with _in_place({name: _Postponed(name, stand_ins)}):
         yield
 
 
