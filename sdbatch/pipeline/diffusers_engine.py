@@ -57,8 +57,9 @@ class DiffusersEngine:
 
     def auto_batch_size(self, cell: Cell) -> int:
         """As many as keep the device busy: by its memory on a GPU, by the size of the picture on the CPU."""
-        vae_dtype = next(self.model.vae.parameters()).dtype
-        return self.device.batch_size(math.prod(cell.decoded_px), self.model.weight_bytes, self.model.dtype, vae_dtype)
+        with self._lock:
+            vae_dtype = next(self.model.vae.parameters()).dtype
+            return self.device.batch_size(math.prod(cell.decoded_px), self.model.weight_bytes, self.model.dtype, vae_dtype)
 
     def start(self, cells: Sequence[Cell], on_step: OnStep) -> DiffusersBatch:
         """Denoise the cells; those whose prompts take more chunks than others' go in a pass of their own."""
