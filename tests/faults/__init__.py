@@ -56,7 +56,8 @@ Storage and crashes
                                                        tests/run/test_node: test_one_of_many_processes_projects_...
 
 Workers and devices
- 83     a worker killed                                test_workers: test_kills_at_random_moments_...
+ 83     a worker killed, alone or with its machine     test_workers: test_kills_at_random_moments_...;
+                                                       tests/run/test_node: test_a_kill_costs_...; tests/run/test_handover
  84     a cell that kills its worker                   tests/run/test_sweep_run: test_a_cell_that_kills_its_worker_fails_alone
  85     a worker that hangs, or stands still           tests/run/test_supervisor: test_a_worker_that_hangs_...;
                                                        test_workers: test_a_worker_that_stands_still_...
