@@ -101,9 +101,7 @@ def check_adapter(config: Mapping[str, Any]) -> None:
     if (kind := config.get("peft_type")) != "LORA":
         raise FlawError(f"is an adapter of peft's kind {shown(kind, 40)}, which is not applied. Use LoRA, with or without DoRA.")
     if str(init := config.get("init_lora_weights")).lower().startswith(_OTHER_INITS):
-        raise FlawError(
-            f"was begun with {shown(init, 40)}, which changes the model's own weights too. Convert it by peft."
-        )
+        raise FlawError(f"was begun with {shown(init, 40)}, which changes the model's own weights too. Convert it by peft.")
     if found := next((name for name in _OTHER_SETTINGS if config.get(name)), None):
         raise FlawError(f"has {found} set, which is not applied. Use a plain LoRA.")
     read_settings(config)
