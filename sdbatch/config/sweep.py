@@ -17,6 +17,7 @@ from sdbatch.config.composition import LITERAL_KEYS, Composition
 from sdbatch.config.source import prompt_axis
 from sdbatch.errors import ConfigError
 from sdbatch.plan.axis import Axis, Draws, Interval, Space
+from sdbatch.plan.tree import get, has
 
 OPEN_KEYS = ("matrix.product", "matrix.zip", "sampler.options")
 """Dictionaries that take any key."""
@@ -152,6 +153,7 @@ def read_space(composer: Composer, request: Request, base: Composition) -> tuple
         points = Axis.points([_group_strings(composer, item) for item in cast(list[dict[str, Any]], matrix["list"])])
         axes += _without([points], _replaced(request, "list"))
     if (prompts := prompt_axis(cast(dict[str, Any], matrix["prompts"]), composer.job_folder)) is not None:
+        _check_columns(composer, base, prompts.keys)
         axes += _without([prompts], _replaced(request, "prompts"))
     for axis in axes:
         if not len(axis):
@@ -159,6 +161,16 @@ def read_space(composer: Composer, request: Request, base: Composition) -> tuple
     _refuse_double(axes, intervals)
     draws = Draws(int(matrix["draws"]), int(matrix["draw_seed"])) if matrix["draws"] is not None else None
     return Space(tuple(axes), tuple(intervals), draws), cast(list[dict[str, Any]], matrix["exclude"])
+
+
+def _check_columns(composer: Composer, base: Composition, keys: Sequence[str]) -> None:
+    """Raises ConfigError for a column of a prompt file that is no key; those of stacks are checked with the stack."""
+    for key in keys:
+        if not (composer.is_group(key) or has(base.plain, key) or key.partition(".")[0] in STACKS):
+            raise ConfigError(
+                f"matrix.prompts.file={get(base.plain, 'matrix.prompts.file')}: its column {key!r} is no key. Columns are keys of the "
+                "configuration, such as prompt, negative_prompt, seed or lora.NAME.weight: rename it, or leave it out."
+            )
 
 
 def _flat(node: dict[str, Any], path: str = "") -> dict[str, Any]:

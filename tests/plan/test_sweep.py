@@ -294,3 +294,11 @@ def test_pictures_of_a_job_are_looked_for_beside_it(workspace: Path) -> None:
     assert pictures("fixed", "task.image=one.png,two.png") == ["one.png"], "they are alike"
     assert pictures("swept") == ["elsewhere/one.png", "here.png"]
     assert pictures("swept", "matrix.product.task.image=[two.png]") == ["two.png"]
+
+
+def test_a_column_of_a_prompt_file_that_is_no_key_is_told_with_the_file(workspace: Path) -> None:
+    (workspace / "p.csv").write_text("id,prompt,lora,lora.red.weight\n7,a cat,[red],0.5\n")
+    with pytest.raises(ConfigError, match=r"matrix\.prompts\.file=p\.csv: its column 'id' is no key"):
+        plan_of("matrix.prompts.file=p.csv")
+    (workspace / "p.csv").write_text("prompt,lora,lora.red.weight\na cat,[red],0.5\n")
+    assert plan_of("matrix.prompts.file=p.csv").cell(0).strengths[0].model == 0.5
