@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdbatch.cell import WeightFile
+from sdbatch.cell import Recipe, WeightFile
 from sdbatch.errors import ConfigError, WeightFileError
-from sdbatch.families import FAMILIES, SAMPLERS
+from sdbatch.families import FAMILIES, SAMPLERS, find_family
 from sdbatch.families.options import scheduler_options
+from sdbatch.pipeline.assemble import load_tokenizer
+from sdbatch.pipeline.configs import CLIP_VOCABULARY, Configs
 from sdbatch.pipeline.diffusers_engine import DiffusersEngine
 from sdbatch.pipeline.original import unscale
 from tests.pipeline.models import (
@@ -326,3 +328,16 @@ def test_the_refiner_has_the_second_encoder_alone_and_is_told_a_score(zoo: Zoo, 
     )
     added: Any = seen[0]
     assert torch.equal(added["time_ids"], theirs)
+
+
+def test_the_vocabulary_that_ships_with_sdbatch_is_read_once() -> None:
+    found: list[Any] = []
+    for name in ("sd1", "sdxl", "sd1"):
+        family = find_family(name)
+        recipe = Recipe(name, str(CLIP_VOCABULARY.parents[1] / name), WeightFile("x", "x", "x"))
+        found += [load_tokenizer(encoder, recipe, Configs(recipe, family)) for encoder in family.encoders]
+    first, of_sdxl, second_of_sdxl, again = found
+    assert first is of_sdxl
+    assert first is again
+    assert (first.pad_token, second_of_sdxl.pad_token) == ("<|endoftext|>", "!")
+    assert first("a cat")["input_ids"] == second_of_sdxl("a cat")["input_ids"]
