@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdbatch.adapters.finite import refuse_not_finite
 from sdbatch.adapters.read import read_pickle
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError, did_you_mean
@@ -105,6 +106,7 @@ def _read_network(file: WeightFile, settings: Mapping[Any, Any], state: Mapping[
     name = str(settings.get("activation_func") or "linear").lower()
     if name not in ACTIVATIONS:
         raise WeightFileError(f"hypernetwork.{file.name}: its activation {name!r} is not known. {did_you_mean(name, ACTIVATIONS)}")
+    refuse_not_finite(state, f"hypernetwork.{file.name}")
     renamed = {_renamed(key): tensor for key, tensor in state.items()}
     indices = sorted({int(key.split(".")[1]) for key in renamed if key.startswith("linear.")})
     found = [(renamed[f"linear.{index}.weight"], renamed[f"linear.{index}.bias"]) for index in indices]

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from sdbatch.adapters import read
 from sdbatch.adapters.finite import is_finite
+from sdbatch.adapters.hypernetwork import load_hypernetwork
 from sdbatch.adapters.read import read_tensors
 from sdbatch.cell import WeightFile
 from sdbatch.errors import WeightFileError
@@ -50,6 +51,13 @@ def test_a_file_with_nan_is_refused_when_it_is_read(tmp_path: Path, suffix: str)
         save_file(tensors, path)
     with pytest.raises(WeightFileError, match=r"mine \(x\..*\): tensor bad\.weight and 1 more of 3 holds values that are no numbers"):
         read_tensors(WeightFile("mine", str(path), ""))
+
+
+def test_a_hypernetwork_with_nan_is_refused(tmp_path: Path) -> None:
+    layer = {"linear.0.weight": torch.ones(4, 4), "linear.0.bias": torch.tensor([0, 0, 0, float("nan")])}
+    torch.save({32: [layer, layer]}, tmp_path / "x.pt")
+    with pytest.raises(WeightFileError, match=r"hypernetwork\.mine: tensor linear\.0\.bias of 2 holds values that are no numbers"):
+        load_hypernetwork(WeightFile("mine", str(tmp_path / "x.pt"), ""))
 
 
 def settle(path: Path) -> None:
