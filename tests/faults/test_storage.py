@@ -208,7 +208,7 @@ def test_a_limit_on_memory_leaves_nothing_that_is_not_true(tmp_path: Path, clean
     # Native libraries abort when they cannot start a thread, so there may be no words; now and then one waits for it for ever.
     driver = start(tmp_path, *SWEEP, "out=sweep", program=impatient(supervisor__BACKOFF_S=(0.0,)), prepare=prepare)
     with suppress(subprocess.TimeoutExpired):
-        driver.communicate(timeout=120)
+        driver.communicate(timeout=45)
     driver.kill()
     assert driver.wait() != 0
     _signal(workers_of(tmp_path / "sweep"), signal.SIGKILL)
